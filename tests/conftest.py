@@ -1,0 +1,61 @@
+"""A small schema and random requests that the tests share."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import pytest
+
+from tfrec_diffusion.schema import Feature, Schema, Table
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def schema():
+    """User and hour beside item and category, the latter two in histories of up to 12."""
+    return Schema(
+        name="small",
+        features=[
+            Feature("user", "user", "user"),
+            Feature("hour", "context", "hour"),
+            Feature("item", "candidate", "item"),
+            Feature("category", "candidate", "category"),
+            Feature("price", "candidate", "price"),
+            Feature("history_item", "history", "item"),
+            Feature("history_category", "history", "category"),
+            Feature("history_hour", "history", "hour"),
+        ],
+        tables=[
+            Table("user", "hash", "string", rows=50, dim=4),
+            Table("hour", "vocabulary", "int64", rows=26, dim=2),
+            Table("item", "vocabulary", "int64", rows=40, dim=8),
+            Table("category", "vocabulary", "string", rows=10, dim=4),
+            Table("price", "boundaries", "float32", rows=5, dim=2, boundaries=(1.0, 2.0)),
+        ],
+        history_length=12,
+    )
+
+
+@pytest.fixture
+def make_requests(schema):
+    """Random index tensors: `make_requests(batch, candidates, length)`."""
+
+    def make(batch=16, candidates=3, length=12, seed=0):
+        rng = np.random.default_rng(seed)
+        used = np.arange(length) < rng.integers(0, length + 1, (batch, 1))
+        features = {}
+        for feature in schema.features:
+            shape = {"candidate": (batch, candidates), "history": (batch, length)}.get(
+                feature.group, (batch,)
+            )
+            rows = rng.integers(1, schema.table(feature.table).rows, shape, dtype=np.int32)
+            features[feature.name] = rows * used if feature.group == "history" else rows
+        return features
+
+    return make

@@ -1,0 +1,64 @@
+"""Reads prepared requests back as the raw values that they were made from."""
+
+import hashlib
+import pathlib
+
+import pytest
+import tensorflow_datasets as tfds
+
+from tfrec_diffusion import schema as schema_lib
+
+
+@pytest.fixture
+def read_requests():
+    """`read_requests(directory, split)`: dicts of raw values; None is missing, "?" unknown.
+
+    Values of tables without a vocabulary file stay rows.
+    """
+
+    def read(directory, split):
+        schema = schema_lib.Schema.load(directory)
+        values = {}
+        for table in schema.tables:
+            if table.kind == "vocabulary":
+                lines = pathlib.Path(schema.vocabulary_path(table)).read_bytes().decode().split("\n")
+                convert = int if table.dtype == "int64" else str
+                values[table.name] = [None, "?", *map(convert, lines[:-1])]
+        examples = tfds.builder_from_directory(str(directory)).as_dataset(split=split)
+        requests = []
+        for example in examples.as_numpy_iterator():
+            request = {"label": example["label"].tolist(), "group_id": int(example["group_id"])}
+            for feature in schema.features:
+                rows = example[feature.name].tolist()
+                if feature.table in values:
+                    decode = values[feature.table].__getitem__
+                    rows = decode(rows) if isinstance(rows, int) else [decode(row) for row in rows]
+                request[feature.name] = rows
+            requests.append(request)
+        return requests
+
+    return read
+
+
+@pytest.fixture
+def digests():
+    """`digests(directory)`: hash of each file below a directory."""
+
+    def of(directory):
+        directory = pathlib.Path(directory)
+        return {
+            str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(directory.rglob("*"))
+            if path.is_file()
+        }
+
+    return of
+
+
+@pytest.fixture
+def samples():
+    """Directory of the real samples; skips the test where they are absent."""
+    path = pathlib.Path(__file__).parents[3] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"no real samples in {path}")
+    return path

@@ -1,0 +1,199 @@
+"""The Ele.me converter on small hand-written files whose right answer was worked out by hand."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from tfrec_diffusion import schema as schema_lib
+from tfrec_diffusion.datasets import ele_me
+
+_BLANK = dict.fromkeys(ele_me.COLUMNS, "")
+
+
+def _row(label=0, user="u1", item="apple", category="fruit", history="", ages="", **columns):
+    """A raw line; every behavior has the shop s-<item>, the category fruit, area -1 and hour 12."""
+    items = history.split(";") if history else []
+    lists = {
+        "item_id_list": history,
+        "shop_id_list": ";".join(f"s-{item}" for item in items),
+        "category_1_id_list": ";".join("fruit" for _ in items),
+        "shop_aoi_id_list": ";".join("-1" for _ in items),
+        "hours_list": ";".join("12" for _ in items),
+        "timediff_list": ages,
+    }
+    row = {**_BLANK, "label": str(label), "user_id": user, "item_id": item}
+    row.update({"category_1_id": category, "hours": "12", "avg_price": "9.5", **lists, **columns})
+    assert list(row) == list(ele_me.COLUMNS)
+    return ",".join(row.values()) + "\n"
+
+
+def _write(directory, days):
+    """Files D1_0.csv to D8_0.csv; days not given hold one harmless row."""
+    for day in range(1, 9):
+        lines = days.get(day, [_row(item="apple")])
+        data = "".join(lines) if isinstance(lines, list) else lines
+        data = data if isinstance(data, bytes) else data.encode()
+        (directory / f"D{day}_0.csv").write_bytes(data)
+
+
+def _prepare(tmp_path, days, **options):
+    """schema, report, and the requests by split."""
+    raw_dir = tmp_path / "raw"
+    raw_dir.mkdir()
+    _write(raw_dir, days)
+    builder = ele_me.EleMe(raw_dir=raw_dir, data_dir=tmp_path / "data", **options)
+    builder.write()
+    schema = schema_lib.Schema.load(builder.data_dir)
+    report = json.loads((tmp_path / "data" / "ele_me" / "1.0.0" / "report.json").read_text())
+    read = tfds.builder_from_directory(builder.data_dir)
+    requests = {split: list(tfds.as_numpy(read.as_dataset(split))) for split in read.info.splits}
+    return schema, report, requests
+
+
+def _raw(schema, table, row):
+    """The raw value of a row of a vocabulary table."""
+    path = pathlib.Path(schema.vocabulary_path(schema.table(table)))
+    return [None, "?", *path.read_text().split("\n")][row]
+
+
+def _items(schema, request):
+    return [_raw(schema, "item_id", row) for row in request["item_id_list"]]
+
+
+def test_history_is_ordered_by_age_whatever_the_raw_order(tmp_path):
+    days = {8: [_row(item="plum", history="apple;pear;plum", ages="50;5000;500")]}
+    days[1] = [_row(item=name) for name in ("apple", "pear", "plum")] * 2
+    schema, _, requests = _prepare(tmp_path, days)
+    (request,) = requests["test"]
+    assert _items(schema, request) == ["pear", "plum", "apple"]
+    assert [_raw(schema, "item_id", row) for row in request["item_id"]] == ["plum"]
+
+
+def test_the_newest_behaviors_are_kept(tmp_path):
+    days = {8: [_row(history="apple;pear;plum", ages="30;20;10")]}
+    days[1] = [_row(item=name) for name in ("apple", "pear", "plum")] * 2
+    schema, _, requests = _prepare(tmp_path, days, history_length=2)
+    assert schema.history_length == 2
+    assert _items(schema, requests["test"][0]) == ["pear", "plum"]
+
+
+def test_behaviors_not_before_the_impression_or_without_item_are_dropped(tmp_path):
+    days = {8: [_row(history="apple;;apple;apple;apple", ages="40;30;0;-60;")]}
+    schema, report, requests = _prepare(tmp_path, days)
+    assert _items(schema, requests["test"][0]) == ["apple"]
+    dropped = report["sources"]["behaviors"]["dropped"]
+    assert {reason: count["rows"] for reason, count in dropped.items()} == {
+        "not before the impression": 3,
+        "item_id_list is missing": 1,
+    }
+
+
+def test_vocabularies_hold_what_days_1_to_6_have_often_enough(tmp_path):
+    days = {
+        1: [_row(item="apple", history="pear", ages="1"), _row(item="pear"), _row(item="once")],
+        6: [_row(item="apple")],
+        7: [_row(item="later")] * 3,
+        8: [_row(item="later", category="new")] * 3,
+    }
+    schema, _, requests = _prepare(tmp_path, days, min_count=2)
+    # apple: D1 and D6, and once on each of days 2 to 5; pear: as a candidate and as a behavior.
+    path = pathlib.Path(schema.vocabulary_path(schema.table("item_id")))
+    assert path.read_text() == "apple\npear\n"
+    for request in requests["test"]:
+        np.testing.assert_array_equal(request["item_id"], [schema_lib.OUT_OF_VOCABULARY])
+        np.testing.assert_array_equal(request["category_1_id"], [schema_lib.OUT_OF_VOCABULARY])
+
+
+def test_missing_values_are_row_0(tmp_path):
+    missing = {"gender": "-99", "avg_price": "", "shop_aoi_id": "-1", "rank_7": "-1", "hours": ""}
+    known = {"gender": "2", "avg_price": "1.5", "shop_aoi_id": "a", "rank_7": "3", "hours": "7"}
+    days = {1: [_row(**known)] * 2, 8: [_row(**missing), _row(user="u2", **known)]}
+    _, _, requests = _prepare(tmp_path, days)
+    first, second = sorted(requests["test"], key=lambda request: request["hours"])
+    for name in missing:
+        assert np.all(first[name] == 0), name
+        assert np.all(second[name] >= 2), name
+
+
+def test_numbers_are_cut_at_training_quantiles(tmp_path):
+    prices = [str(price) for price in range(1, 101)]
+    days = {day: [_row(avg_price="50")] for day in range(2, 7)}
+    days[1] = [_row(avg_price=price) for price in prices]
+    days[8] = [_row(avg_price="0"), _row(avg_price="1000", user="u2")]
+    schema, _, requests = _prepare(tmp_path, days)
+    boundaries = schema.table("avg_price").boundaries
+    assert len(boundaries) == 19
+    assert np.diff(boundaries).max() <= 6
+    assert sorted(request["avg_price"] for request in requests["test"]) == [2, 2 + 19]
+
+
+def test_users_are_told_apart_and_labels_kept(tmp_path):
+    days = {8: [_row(1, "u1"), _row(0, "u2"), _row(0, "u1")]}
+    _, report, requests = _prepare(tmp_path, days)
+    labels = {}
+    for request in requests["test"]:
+        labels.setdefault(request["group_id"], []).extend(request["label"])
+    assert sorted(sorted(values) for values in labels.values()) == [[0.0], [0.0, 1.0]]
+    assert report["splits"]["test"]["clicks"] == 1
+    assert report["splits"]["train"]["requests"] == 6
+
+
+def test_bad_rows_are_counted_with_file_and_line(tmp_path):
+    good = _row()
+    bad = {
+        "not 39 columns": "1,2,3\n",
+        "not UTF-8": b"\xff\xfe" + good.encode(),
+        "label is neither 0 nor 1": _row(label=2),
+        "item_id is missing": _row(item=""),
+        "user_id is missing": _row(user="-1"),
+        "lists of unequal length": _row(history="apple;pear", ages="5"),
+        "avg_price has what is no number": _row(avg_price="cheap"),
+        "hours has what is no number": _row(hours="noon"),
+        "timediff_list has what is no number": _row(history="apple;pear", ages="5;soon"),
+        "not 39 columns, cut": good[:30],
+    }
+    data = b"".join(
+        good.encode() + (line if isinstance(line, bytes) else line.encode())
+        for line in bad.values()
+    )
+    _, report, requests = _prepare(tmp_path, {8: data})
+    source = report["sources"]["D8_0.csv"]
+    found = {reason: count["places"] for reason, count in source["dropped"].items()}
+    expected = {reason: [f"D8_0.csv:{2 * i}"] for i, reason in enumerate(bad, 1)}
+    expected["not 39 columns"] += expected.pop("not 39 columns, cut")
+    assert found == expected
+    assert (source["read"], source["kept"]) == (2 * len(bad), len(bad))
+    assert len(requests["test"]) == len(bad)
+
+
+def test_chunks_do_not_change_the_requests(tmp_path, monkeypatch):
+    lines = [_row(user=f"u{i}", history="apple;pear", ages=f"{9 + i};5") for i in range(20)]
+    days = {1: lines, 8: [*lines, "short\n"]}
+    (tmp_path / "whole").mkdir()
+    whole = _prepare(tmp_path / "whole", days)
+    monkeypatch.setattr(ele_me, "_CHUNK_BYTES", 1)
+    (tmp_path / "pieces").mkdir()
+    pieces = _prepare(tmp_path / "pieces", days)
+    assert whole[:2] == pieces[:2]
+    for split, requests in whole[2].items():
+        for one, other in zip(requests, pieces[2][split], strict=True):
+            for name, value in one.items():
+                np.testing.assert_array_equal(value, other[name])
+
+
+def test_parts_of_a_day_come_in_the_order_of_their_numbers(tmp_path):
+    for name in ("D1_10.csv", "D1_9.csv", "D1_0.probability.csv", "D11_0.csv"):
+        (tmp_path / name).touch()
+    assert [path.name for path in ele_me.day_files(tmp_path, 1)] == ["D1_9.csv", "D1_10.csv"]
+
+
+def test_a_missing_day_is_named(tmp_path):
+    _write(tmp_path, {})
+    (tmp_path / "D7_0.csv").unlink()
+    builder = ele_me.EleMe(raw_dir=tmp_path, data_dir=tmp_path / "data")
+    with pytest.raises(FileNotFoundError, match=r"no file of day 7: expected D7_0\.csv"):
+        builder.write()
+    assert not (tmp_path / "data" / "ele_me" / "1.0.0").exists()

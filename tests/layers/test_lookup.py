@@ -1,0 +1,57 @@
+"""The graph's lookup and the preparation's encoding are the same function."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrec_diffusion.datasets.vocabularies import Boundaries, HashBuckets, Vocabulary
+from tfrec_diffusion.layers.lookup import RequestLookup
+from tfrec_diffusion.schema import Feature, Schema
+
+IDS = np.array([7, 0, 12345678901, 8, -1, -7])
+TEXTS = np.array(["a\tb", "", " a", "漢字", "never seen", "x,y"], object)
+NUMBERS = np.array([1.0, 0.999, 2.5, np.nan, -np.inf, 1e30], np.float32)
+
+
+def lookup(vocabulary, directory, history_length=6):
+    vocabulary.save(directory)
+    features = [Feature("x", "candidate", "x"), Feature("history_x", "history", "x")]
+    schema = Schema("s", features, [vocabulary.table()], history_length, str(directory))
+    return RequestLookup(schema)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "values", "rows"),
+    [
+        (Vocabulary("x", "int64", [7, 12345678901, 0]), IDS, [2, 4, 3, 1, 0, 1]),
+        (Vocabulary("x", "string", ["x,y", "a\tb", " a", "漢字"]), TEXTS, [3, 0, 4, 5, 1, 2]),
+        (Vocabulary("x", "int64", []), IDS, [1, 1, 1, 1, 0, 1]),
+        (HashBuckets("x", "int64", 1000), IDS, None),
+        (HashBuckets("x", "string", 1000), TEXTS, None),
+        (Boundaries("x", [1.0, 2.5]), NUMBERS, [3, 2, 4, 0, 2, 4]),
+        (Boundaries("x", []), NUMBERS, [2, 2, 2, 0, 2, 2]),
+    ],
+)
+def test_equals_the_encoding_of_the_records(vocabulary, values, rows, tmp_path):
+    looked_up = lookup(vocabulary, tmp_path)({"x": values[None], "history_x": values[None]})
+    encoded = vocabulary.encode(values)
+    if rows is not None:
+        assert encoded.tolist() == rows
+    assert looked_up["x"].dtype == "int32"
+    assert looked_up["x"].numpy()[0].tolist() == encoded.tolist()
+    assert looked_up["history_x"].numpy()[0].tolist() == encoded.tolist()
+    assert encoded.max() < vocabulary.table().rows
+
+
+def test_of_a_long_history_the_newest_count(tmp_path):
+    look_up = lookup(Vocabulary("x", "int64", [10, 11, 12, 13]), tmp_path, history_length=2)
+    history = tf.constant([[10, 11, 12, 13], [10, 11, 12, -1], [13, -1, -1, -1], [-1, -1, -1, -1]])
+    rows = look_up({"x": tf.zeros((4, 1), tf.int64), "history_x": tf.cast(history, tf.int64)})
+    assert rows["history_x"].numpy().tolist() == [[4, 5], [3, 4], [5, 0], [0, 0]]
+
+
+def test_a_missing_vocabulary_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"vocabularies/x\.txt is missing: expected"):
+        vocabulary = Vocabulary("x", "int64", [1])
+        features = [Feature("x", "candidate", "x"), Feature("history_x", "history", "x")]
+        RequestLookup(Schema("s", features, [vocabulary.table()], 2, str(tmp_path)))

@@ -1,0 +1,144 @@
+"""What holds for every registered model."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrec_diffusion import models
+from tfrec_diffusion.losses import LogLoss
+from tfrec_diffusion.optimizers import LazyAdam
+
+pytestmark = pytest.mark.parametrize("name", sorted(models.MODELS))
+
+
+def trained(name, schema, features, **kwargs):
+    """A model with weights and moving averages that are not the initial ones."""
+    model = models.create(name, schema=schema, **kwargs)
+    model.compile(LazyAdam(0.02), LogLoss(), jit_compile=False)
+    label = (features["item"] % 2).astype("f")
+    model.fit(features, label, epochs=3, batch_size=8, verbose=0)
+    return model
+
+
+def candidates(schema, features, selection):
+    names = {feature.name for feature in schema.group("candidate")}
+    return {
+        name: value[:, selection] if name in names else value for name, value in features.items()
+    }
+
+
+def test_fit_lowers_the_loss_with_xla_and_without(name, schema, make_requests):
+    features = make_requests(batch=64)
+    label = (features["item"] % 2).astype("f")
+    losses = {}
+    for jit_compile in (True, False):
+        keras.utils.set_random_seed(0)
+        model = models.create(name, schema=schema)
+        model.compile(
+            LazyAdam(0.02),
+            LogLoss(),
+            weighted_metrics=[keras.metrics.AUC(name="auc")],
+            jit_compile=jit_compile,
+        )
+        history = model.fit(features, label, epochs=4, batch_size=32, shuffle=False, verbose=0)
+        losses[jit_compile] = history.history["loss"]
+        assert losses[jit_compile][-1] < losses[jit_compile][0]
+        assert history.history["auc"][-1] > 0.6
+    np.testing.assert_allclose(losses[True], losses[False], rtol=1e-3)
+
+
+def test_padding_changes_nothing(name, schema, make_requests):
+    features = make_requests(length=8)
+    model = trained(name, schema, features)
+    padded = {
+        feature.name: np.pad(features[feature.name], ((0, 0), (0, 4)))
+        if feature.group == "history"
+        else features[feature.name]
+        for feature in schema.features
+    }
+    np.testing.assert_allclose(model(features), model(padded), rtol=1e-5, atol=1e-6)
+
+
+def test_padded_candidates_count_for_nothing(name, schema, make_requests):
+    features = make_requests(candidates=5)
+    real = np.arange(5) < np.random.default_rng(0).integers(1, 6, (16, 1))
+    features = {
+        f.name: features[f.name] * real if f.group == "candidate" else features[f.name]
+        for f in schema.features
+    }
+    weights = []
+    for junk in (0.0, 1.0):
+        keras.utils.set_random_seed(0)
+        model = models.create(name, schema=schema)
+        model.compile(LazyAdam(0.02), LogLoss())
+        label = np.where(real, features["item"] % 2, junk)
+        model.fit(features, label, sample_weight=real.astype("f"), verbose=0)
+        weights.append(model.get_weights())
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_hundred_candidates_equal_one_at_a_time(name, schema, make_requests):
+    features = make_requests(batch=4, candidates=100)
+    model = trained(name, schema, features)
+    together = model(features)
+    alone = [model(candidates(schema, features, slice(i, i + 1))) for i in range(100)]
+    np.testing.assert_allclose(together, np.concatenate(alone, axis=1), rtol=1e-5, atol=1e-6)
+
+
+def test_requests_do_not_see_each_other(name, schema, make_requests):
+    features = make_requests()
+    model = trained(name, schema, features)
+    alone = model({key: value[3:4] for key, value in features.items()})
+    np.testing.assert_allclose(model(features)[3:4], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_an_empty_history_is_finite(name, schema, make_requests):
+    features = make_requests()
+    model = trained(name, schema, features)
+    nothing = {f.name: features[f.name] * (f.group != "history") for f in schema.features}
+    no_length = make_requests(length=0)
+    assert np.isfinite(model(nothing)).all()
+    np.testing.assert_allclose(
+        model({**nothing, **{k: v for k, v in no_length.items() if k.startswith("history")}}),
+        model(nothing),
+        rtol=1e-5,
+    )
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(model(nothing, training=True))
+    for gradient in tape.gradient(loss, model.trainable_weights):
+        if gradient is not None:
+            assert np.isfinite(tf.convert_to_tensor(gradient)).all()
+
+
+def test_keras_round_trip(name, schema, make_requests, tmp_path):
+    features = make_requests()
+    model = trained(name, schema, features, embedding_dim=6, dropout=0.1)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded) is type(model)
+    assert loaded.get_config() == model.get_config()
+    assert loaded.schema == schema
+    np.testing.assert_array_equal(loaded(features), model(features))
+    assert loaded.optimizer.learning_rate == model.optimizer.learning_rate
+
+
+def test_mixed_precision_scores_nearly_the_same(name, schema, make_requests):
+    features = make_requests()
+    model = trained(name, schema, features)
+    mixed = models.create(name, schema=schema, dtype="mixed_bfloat16")
+    mixed.set_weights(model.get_weights())
+    scores = mixed(features)
+    assert scores.dtype == "float32"
+    np.testing.assert_allclose(scores, model(features), atol=0.03)
+    mixed.compile(LazyAdam(), LogLoss())
+    mixed.fit(features, (features["item"] % 2).astype("f"), verbose=0)
+    assert {weight.dtype for weight in mixed.weights} == {"float32"}
+
+
+def test_wrong_arguments_are_refused(name, schema):
+    with pytest.raises(ValueError, match="`units` must be positive"):
+        models.create(name, schema=schema, tower_units=())
+    with pytest.raises(ValueError, match="`activation` must be"):
+        models.create(name, schema=schema, activation="tanh")

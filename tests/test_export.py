@@ -1,0 +1,157 @@
+import pathlib
+import shutil
+import struct
+import subprocess
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrec_diffusion import models
+from tfrec_diffusion.export import export
+
+ITEMS = np.arange(100, 138)
+CATEGORIES = np.array([f"category {i}" for i in range(8)])
+
+
+@pytest.fixture
+def model_dir(schema, tmp_path):
+    (tmp_path / "vocabularies").mkdir()
+    for name, values in (("item", ITEMS), ("category", CATEGORIES), ("hour", range(24))):
+        (tmp_path / "vocabularies" / f"{name}.txt").write_text("".join(f"{v}\n" for v in values))
+    return tmp_path
+
+
+@pytest.fixture(params=sorted(models.MODELS))
+def model(request, schema):
+    return models.create(request.param, schema=schema)
+
+
+@pytest.fixture
+def raw():
+    """Three requests: an ordinary one; a new user's with an empty history; one with padding."""
+    return {
+        "user": np.array(["ann", "bob", ""]),
+        "hour": np.array([0, 23, -1]),
+        "item": np.array([[100, 137, 5], [101, 101, 101], [110, -1, -1]]),
+        "category": np.array([["category 0", "x", ""]] * 3),
+        "price": np.array([[0.5, 1.5, np.nan]] * 3, "f"),
+        "history_item": np.array([[100, 7, 120], [-1, -1, -1], [111, -1, -1]]),
+        "history_category": np.array(
+            [["category 7", "x", "category 1"], ["", "", ""], ["x", "", ""]]
+        ),
+        "history_hour": np.array([[1, 2, 3], [-1, -1, -1], [0, -1, -1]]),
+    }
+
+
+# The same requests as row numbers, worked out by hand; the user's row is a hash.
+ROWS = {
+    "hour": [2, 25, 0],
+    "item": [[2, 39, 1], [3, 3, 3], [12, 0, 0]],
+    "category": [[2, 1, 0]] * 3,
+    "price": [[2, 3, 0]] * 3,
+    "history_item": [[2, 1, 22], [0, 0, 0], [13, 0, 0]],
+    "history_category": [[9, 1, 3], [0, 0, 0], [1, 0, 0]],
+    "history_hour": [[3, 4, 5], [0, 0, 0], [2, 0, 0]],
+}
+
+
+def expected_scores(model, raw):
+    user = 2 + tf.strings.to_hash_bucket_fast(raw["user"], 48)
+    rows = {name: tf.constant(value) for name, value in ROWS.items()}
+    rows["user"] = tf.where(raw["user"] == "", 0, tf.cast(user, tf.int32))
+    return model(rows).numpy() * (np.array(ROWS["item"]) != 0)
+
+
+def as_example(raw, i):
+    """Request i as a `tf.train.Example`; a history's padding is left out."""
+    example = tf.train.Example()
+    behaviors = int((raw["history_item"][i] != -1).sum())
+    for name, values in raw.items():
+        values = np.atleast_1d(values[i])
+        values = values[:behaviors] if name.startswith("history") else values
+        entry = example.features.feature[name]
+        if values.dtype.kind == "U":
+            entry.bytes_list.value.extend(value.encode() for value in values)
+        elif values.dtype.kind == "f":
+            entry.float_list.value.extend(values)
+        else:
+            entry.int64_list.value.extend(values)
+    return example.SerializeToString()
+
+
+def test_raw_values_give_the_models_scores(model, model_dir, raw):
+    version = export(model, model_dir, model_dir / "export")
+    served = tf.saved_model.load(str(version)).signatures["serving_default"]
+    scores = served(**{name: tf.constant(value) for name, value in raw.items()})
+    np.testing.assert_allclose(
+        scores["click_probability"], expected_scores(model, raw), rtol=1e-5, atol=1e-7
+    )
+
+
+def test_examples_give_the_models_scores(model, model_dir, raw):
+    version = export(model, model_dir, model_dir / "export")
+    served = tf.saved_model.load(str(version)).signatures["examples"]
+    scores = served(examples=tf.constant([as_example(raw, i) for i in range(3)]))
+    np.testing.assert_allclose(
+        scores["click_probability"], expected_scores(model, raw), rtol=1e-5, atol=1e-7
+    )
+    nothing = served(examples=tf.constant([b""]))["click_probability"]
+    assert nothing.shape == (1, 0)
+
+
+def test_a_hundred_candidates_equal_one_at_a_time(model, model_dir, raw):
+    version = export(model, model_dir, model_dir / "export")
+    served = tf.saved_model.load(str(version)).signatures["serving_default"]
+    candidates = ("item", "category", "price")
+    many = {k: np.tile(v, 40)[:, :100] if k in candidates else v for k, v in raw.items()}
+    together = served(**{k: tf.constant(v) for k, v in many.items()})["click_probability"]
+    for i in (0, 1, 50, 99):
+        one = {k: v[:, i : i + 1] if k in candidates else v for k, v in many.items()}
+        alone = served(**{k: tf.constant(v) for k, v in one.items()})["click_probability"]
+        np.testing.assert_allclose(together[:, i : i + 1], alone, rtol=1e-5, atol=1e-7)
+
+
+def test_versions_count_up_and_a_half_written_one_is_not_taken_for_whole(model_dir, schema):
+    model = models.create("avg_pooling", schema=schema)
+    export_dir = model_dir / "export"
+    (export_dir / "incomplete.1" / "assets").mkdir(parents=True)
+    versions = [export(model, model_dir, export_dir).name for _ in range(2)]
+    assert versions == ["1", "2"]
+    assert sorted(path.name for path in export_dir.iterdir()) == ["1", "2"]
+    assert not list(export_dir.rglob("*XlaMustCompile*"))
+
+
+def test_a_wrong_request_gets_tensorflows_own_error(model_dir, schema, raw):
+    version = export(models.create("din", schema=schema), model_dir, model_dir / "export")
+    served = tf.saved_model.load(str(version)).signatures["serving_default"]
+    request = {name: tf.constant(value) for name, value in raw.items()}
+    with pytest.raises(TypeError, match="item"):
+        served(**{name: value for name, value in request.items() if name != "item"})
+    with pytest.raises(tf.errors.InvalidArgumentError, match="expected to be a int64 tensor"):
+        served(**{**request, "item": tf.constant([["a", "b", "c"]] * 3)})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to build a C++ program")
+def test_a_program_without_python_gives_the_same_scores(model_dir, schema, raw):
+    model = models.create("din", schema=schema)
+    version = export(model, model_dir, model_dir / "export")
+    tensorflow = pathlib.Path(tf.__file__).parent
+    program = model_dir / "saved_model_scores"
+    subprocess.run(
+        ["g++", "-std=c++17", "-D_GLIBCXX_USE_CXX11_ABI=1", "-DEIGEN_MAX_ALIGN_BYTES=64",
+         f"-I{tensorflow}/include", str(pathlib.Path(__file__).parent / "saved_model_scores.cc"),
+         "-o", str(program), f"-L{tensorflow}", "-Wl,--no-as-needed",
+         "-l:libtensorflow_cc.so.2", "-l:libtensorflow_framework.so.2",
+         f"-Wl,-rpath,{tensorflow}"],
+        check=True,
+    )  # fmt: skip
+    examples = [as_example(raw, i) for i in range(3)]
+    file = model_dir / "examples"
+    file.write_bytes(b"".join(struct.pack("<I", len(e)) + e for e in examples))
+    printed = subprocess.run(
+        [str(program), str(version), str(file)], check=True, capture_output=True, text=True
+    ).stdout
+    scores = np.array(printed.split(), "f").reshape(3, 3)
+    np.testing.assert_allclose(scores, expected_scores(model, raw), rtol=1e-6)

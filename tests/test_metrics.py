@@ -1,0 +1,219 @@
+import fractions
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from tfrec_diffusion import metrics
+
+
+def reference_auc(labels, scores):
+    """The share of ordered pairs as a fraction, pair by pair; `None` without pairs."""
+    positives = [score for label, score in zip(labels, scores, strict=True) if label == 1]
+    negatives = [score for label, score in zip(labels, scores, strict=True) if label == 0]
+    if not positives or not negatives:
+        return None
+    half_wins = sum(
+        2 if p > n else 1 if p == n else 0 for p, n in itertools.product(positives, negatives)
+    )
+    return fractions.Fraction(half_wins, 2 * len(positives) * len(negatives))
+
+
+def reference_gauc(labels, scores, groups):
+    """Mean of the groups' fractions, weighted by rows; `None` without any."""
+    total, weight = fractions.Fraction(0), 0
+    for group in set(groups):
+        rows = [i for i in range(len(groups)) if groups[i] == group]
+        group_auc = reference_auc([labels[i] for i in rows], [scores[i] for i in rows])
+        if group_auc is not None:
+            total += group_auc * len(rows)
+            weight += len(rows)
+    return total / weight if weight else None
+
+
+def make_impressions(seed, rows=300, users=25, distinct_scores=40):
+    random = np.random.default_rng(seed)
+    ids = random.integers(-(2**63), 2**63 - 1, size=users)
+    labels = random.integers(0, 2, size=rows)
+    scores = random.normal(size=distinct_scores)[random.integers(0, distinct_scores, size=rows)]
+    return labels, scores, ids[random.integers(0, users, size=rows)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "expected"),
+    [
+        ([0, 1], [0.2, 0.7], 1.0),
+        ([1, 0], [0.2, 0.7], 0.0),
+        ([1, 0], [0.5, 0.5], 0.5),
+        ([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], 0.75),  # 0.35 loses against 0.4
+        ([1, 0, 1, 0, 0], [0.9, 0.9, 0.3, 0.3, 0.1], 4 / 6),  # (1/2 + 1 + 1) + (0 + 1/2 + 1)
+        ([0, 1, 1], [-math.inf, math.inf, math.inf], 1.0),
+        ([0, 1], [0.0, -0.0], 0.5),
+        ([False, True, True], [3, 3, 7], 0.75),
+    ],
+)
+def test_auc_by_hand(labels, scores, expected):
+    assert metrics.auc(labels, scores) == expected
+
+
+def test_gauc_by_hand():
+    labels = [1, 0, 1, 0, 0, 1, 1, 0]
+    scores = [0.8, 0.1, 0.2, 0.2, 0.9, 0.5, 0.4, 0.7]
+    groups = [7, 7, -3, -3, -3, 9, 9, 5]
+    # Group 7: 1 of 2 rows; group -3: (1/2 + 0) / 2 of 3 rows; groups 9 and 5 have one class.
+    assert metrics.gauc(labels, scores, groups) == pytest.approx((2 * 1 + 3 * 0.25) / 5, rel=1e-15)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("distinct_scores", [1, 5, 10_000])
+def test_auc_and_gauc_equal_pair_by_pair_counting(seed, distinct_scores):
+    labels, scores, groups = make_impressions(seed, distinct_scores=distinct_scores)
+    assert metrics.auc(labels, scores) == float(reference_auc(labels, scores))
+    expected = float(reference_gauc(labels, scores, groups))
+    assert metrics.gauc(labels, scores, groups) == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("users", [100, 290])
+def test_gauc_leaves_out_groups_with_one_class(users):
+    labels, scores, groups = make_impressions(seed=0, users=users)
+    classes = {group: set(labels[groups == group]) for group in groups}
+    both = np.array([len(classes[group]) == 2 for group in groups])
+    assert 0 < both.sum() < len(both)
+    assert metrics.gauc(labels, scores, groups) == metrics.gauc(
+        labels[both], scores[both], groups[both]
+    )
+
+
+def test_auc_is_gauc_of_one_group():
+    labels, scores, _ = make_impressions(seed=1)
+    assert metrics.gauc(labels, scores, np.full(300, 42)) == metrics.auc(labels, scores)
+
+
+def test_order_of_the_rows_does_not_matter():
+    columns = make_impressions(seed=2)
+    shuffled = np.random.default_rng(3).permutation(300)
+    assert metrics.gauc(*columns) == metrics.gauc(*(column[shuffled] for column in columns))
+    assert metrics.auc(*columns[:2]) == metrics.auc(*(column[shuffled] for column in columns[:2]))
+
+
+def test_score_shifts_between_groups_do_not_matter_to_gauc():
+    labels, scores, groups = make_impressions(seed=4)
+    shifts = np.random.default_rng(5).integers(-9, 9, size=300)[np.unique(groups, False, True)[1]]
+    scores = np.round(scores, 1) * 10
+    assert metrics.gauc(labels, scores + shifts, groups) == metrics.gauc(labels, scores, groups)
+    assert metrics.auc(labels, scores + shifts) != metrics.auc(labels, scores)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_scores_are_compared_in_their_own_dtype(dtype):
+    above_half = np.nextafter(dtype(0.5), dtype(1))
+    assert metrics.auc([0, 1], np.array([0.5, above_half], dtype)) == 1
+    labels, scores, groups = make_impressions(seed=6)
+    scores = scores.astype(dtype)
+    expected = float(reference_gauc(labels, scores, groups))
+    for label_dtype in (bool, np.int8, np.uint8, np.float32):
+        result = metrics.gauc(labels.astype(label_dtype), scores, groups)
+        assert result == pytest.approx(expected, rel=1e-14)
+
+
+def test_pairs_beyond_32_bits_are_counted_exactly():
+    half = 100_000  # 10^10 pairs, of which the last positive loses half
+    scores = np.concatenate([np.arange(half), np.arange(half) + half]).astype(np.float32)
+    scores[-1] = half / 2 - 0.5
+    labels = np.repeat([0, 1], half)
+    assert metrics.auc(labels, scores) == 1 - (half / 2) / half**2
+
+
+def test_inputs_are_left_as_they_are():
+    columns = make_impressions(seed=7)
+    copies = [column.copy() for column in columns]
+    metrics.gauc(*columns)
+    for column, copy in zip(columns, copies, strict=True):
+        np.testing.assert_array_equal(column, copy)
+
+
+@pytest.mark.parametrize("labels", [[], [0, 0], [1, 1, 1]])
+def test_auc_without_a_pair_is_nan(labels):
+    assert math.isnan(metrics.auc(labels, np.arange(len(labels))))
+
+
+@pytest.mark.parametrize("labels", [[], [0, 0, 0], [1, 0, 1]])
+def test_gauc_without_a_group_of_both_classes_is_nan(labels):
+    assert math.isnan(metrics.gauc(labels, np.zeros(len(labels)), np.arange(len(labels))))
+
+
+def test_log_loss_by_hand():
+    assert metrics.log_loss([1, 0], [0.5, 0.5]) == pytest.approx(math.log(2), rel=1e-15)
+    expected = -(math.log(0.8) + math.log(1 - 0.3) + math.log(1 - 0.1)) / 3
+    assert metrics.log_loss([1, 0, 0], [0.8, 0.3, 0.1]) == pytest.approx(expected, rel=1e-15)
+    assert metrics.log_loss([1, 0, 0], np.float32([0.8, 0.3, 0.1])) == pytest.approx(expected, 1e-6)
+    assert math.isnan(metrics.log_loss([], []))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_log_loss_of_certain_probabilities_is_clipped(dtype):
+    certain = np.array([0, 1], dtype)
+    assert metrics.log_loss([1, 0], certain) == pytest.approx(23 * math.log(2), rel=1e-9)
+    assert metrics.log_loss([0, 1], certain) == pytest.approx(2.0**-23, rel=1e-6)
+
+
+def test_rela_impr_by_hand():
+    assert metrics.rela_impr(0.75, 0.7) == pytest.approx(25)
+    assert metrics.rela_impr(0.7, 0.75) == pytest.approx(-20)
+    assert metrics.rela_impr(0.6, 0.6) == 0
+    assert math.isnan(metrics.rela_impr(0.7, 0.5))
+    assert math.isnan(metrics.rela_impr(math.nan, 0.7))
+    assert math.isnan(metrics.rela_impr(0.7, math.nan))
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "groups", "message"),
+    [
+        ([0, 1], [0.1, 0.2, 0.3], [1, 1], r"must have the same length. Received: .*'scores': 3"),
+        ([0, 1], [0.1, 0.2], [1], r"must have the same length. Received: .*'groups': 1"),
+        ([[0, 1]], [0.1, 0.2], [1, 1], r"`labels` must be 1-D. Received: shape=\(1, 2\)"),
+        ([0, 1], [[0.1], [0.2]], [1, 1], r"`scores` must be 1-D. Received: shape=\(2, 1\)"),
+        ([0, 1], [0.1, 0.2], 1, r"`groups` must be 1-D. Received: shape=\(\)"),
+        ([0, 2], [0.1, 0.2], [1, 1], r"`labels` must be 0 or 1. Received: labels\[1\]=2"),
+        ([0.5, 1], [0.1, 0.2], [1, 1], r"`labels` must be 0 or 1. Received: labels\[0\]=0.5"),
+        ([0, math.nan], [0.1, 0.2], [1, 1], r"`labels` must be 0 or 1. .* labels\[1\]=nan"),
+        (["0", "1"], [0.1, 0.2], [1, 1], r"`labels` must be numbers. Received: dtype=<U1"),
+        ([0, 1], [0.1, math.nan], [1, 1], r"`scores` must be a number. .* scores\[1\]=nan"),
+        ([0, 1], [0.1, None], [1, 1], r"`scores` must be numbers. Received: dtype=object"),
+        ([0, 1], [0.1, 0.2], [1.0, 1.0], r"`groups` must be integers. Received: dtype=float64"),
+    ],
+)
+def test_wrong_input_is_refused(labels, scores, groups, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.gauc(labels, scores, groups)
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "message"),
+    [
+        ([0, 1, 1], [0.1, 0.2], "must have the same length"),
+        ([[0, 1]], [0.1, 0.2], "`labels` must be 1-D"),
+        (1, 0.3, "`labels` must be 1-D"),
+        ([0, 3], [0.1, 0.2], "`labels` must be 0 or 1"),
+        ([0, 1], [math.nan, 0.2], "must be a number"),
+    ],
+)
+@pytest.mark.parametrize("metric", [metrics.auc, metrics.log_loss])
+def test_wrong_input_of_auc_and_log_loss_is_refused(metric, labels, scores, message):
+    with pytest.raises(ValueError, match=message):
+        metric(labels, scores)
+
+
+def test_probabilities_outside_0_and_1_are_refused():
+    with pytest.raises(ValueError, match=r"in \[0, 1\]. Received: probabilities\[1\]=1.5"):
+        metrics.log_loss([0, 1], [0.5, 1.5])
+    with pytest.raises(ValueError, match=r"in \[0, 1\]. Received: probabilities\[0\]=-0.1"):
+        metrics.log_loss([0, 1], [-0.1, 0.5])
+
+
+def test_percentages_are_no_auc():
+    with pytest.raises(ValueError, match=r"`auc` must be in \[0, 1\]. Received: auc=70.1"):
+        metrics.rela_impr(70.1, 0.6)
+    with pytest.raises(ValueError, match=r"`base_auc` must be in \[0, 1\]. Received: base_auc=-1"):
+        metrics.rela_impr(0.7, -1)

@@ -1,0 +1,84 @@
+import dataclasses
+import json
+
+import pytest
+import tensorflow as tf
+
+from tfrec_diffusion.schema import Feature, Schema, Table
+
+
+def test_json_round_trip(schema, tmp_path):
+    schema.save(tmp_path)
+    loaded = Schema.load(tmp_path)
+    assert loaded == schema
+    assert loaded.vocabulary_path(loaded.table("item")) == str(
+        tmp_path / "vocabularies" / "item.txt"
+    )
+
+
+def test_everything_is_derived_from_the_features(schema):
+    inputs = schema.keras_inputs()
+    signature = schema.serving_signature()
+    assert list(inputs) == list(signature) == [f.name for f in schema.features]
+    assert inputs["user"].shape == (None,) and inputs["history_item"].shape == (None, None)
+    assert signature["user"].dtype == tf.string and signature["item"].dtype == tf.int64
+    assert signature["price"].dtype == tf.float32
+    assert set(schema.record_spec()) == {*inputs, "label", "group_id"}
+    assert set(schema.serving_spec()) == set(inputs)  # labels are never asked for at serving
+
+
+def test_history_features_are_tied_to_what_they_are_compared_with(schema):
+    targets = [schema.target_of(f).name for f in schema.group("history")]
+    assert targets == ["item", "category", "hour"]
+
+
+def test_with_dim_changes_every_table(schema):
+    assert {table.dim for table in schema.with_dim(16).tables} == {16}
+    assert schema.with_dim(None) == schema
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"history_length": 0}, "`history_length` must be positive. Received: 0"),
+        ({"features": [Feature("item", "candidate", "item")]}, "at least one history feature"),
+        ({"features": [Feature("item", "candidate", "shop")]}, "names the table 'shop'"),
+        (
+            {"features": [Feature("i", "candidate", "item"), Feature("h", "history", "user")]},
+            "which no candidate or context feature shares",
+        ),
+        ({"tables": [Table("item", "hash", "int64", 5)] * 2}, "unique names"),
+    ],
+)
+def test_wrong_schemas_are_refused(schema, change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(schema, **change)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("item", "lookup", "int64", 5), "`kind` must be one of"),
+        (("item", "hash", "float32", 5), "`dtype` of a hash table must be one of"),
+        (("item", "hash", "int64", 1), "`rows` must be at least 2"),
+        (("item", "hash", "int64", 5, 0), "`dim` must be positive"),
+    ],
+)
+def test_wrong_tables_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Table(*arguments)
+
+
+def test_wrong_features_are_refused():
+    with pytest.raises(ValueError, match="`group` must be one of"):
+        Feature("item", "target", "item")
+    with pytest.raises(ValueError, match="reserved name"):
+        Feature("label", "candidate", "item")
+
+
+def test_missing_and_broken_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"schema\.json is missing: expected a directory"):
+        Schema.load(tmp_path)
+    (tmp_path / "schema.json").write_text(json.dumps({"name": "x"}))
+    with pytest.raises(ValueError, match=r"schema\.json is not a schema"):
+        Schema.load(tmp_path)

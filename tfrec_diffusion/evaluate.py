@@ -1,0 +1,87 @@
+"""`python -m tfrec_diffusion.evaluate`: exact metrics of a trained model on one split."""
+
+import json
+import pathlib
+import time
+
+import keras
+import numpy as np
+
+from tfrec_diffusion import flags, metrics, models
+from tfrec_diffusion.input_pipeline import RequestData, find_prepared
+
+MODEL_FILE = "model.keras"
+FLAGS_FILE = "flags.json"
+
+
+def evaluate(model, data, split, batch_size):
+    """Scores a split and compares with its labels; shows a progress bar.
+
+    Args:
+        model: `RankingModel`.
+        data: `RequestData`.
+        split: One of `data.splits`.
+        batch_size: Requests in a batch.
+
+    Returns:
+        dict of `auc`, `gauc` (by user, weighted by impressions), `log_loss`, `impressions`,
+        `click_rate`, `seconds`, `samples_per_second`.
+    """
+    start = time.perf_counter()
+    progress = keras.utils.Progbar(data.num_batches(split, batch_size), unit_name=split)
+    scores, labels, groups = [], [], []
+    for features, label, weight, group_id in data.batches(split, batch_size, with_group_id=True):
+        real = weight.numpy() > 0
+        scores.append(model.predict_on_batch(features)[real])
+        labels.append(label.numpy()[real])
+        groups.append(np.repeat(group_id.numpy(), real.sum(axis=1)))
+        progress.add(1)
+    seconds = time.perf_counter() - start
+    scores, labels, groups = (np.concatenate(parts) for parts in (scores, labels, groups))
+    return {
+        "auc": metrics.auc(labels, scores),
+        "gauc": metrics.gauc(labels, scores, groups),
+        "log_loss": metrics.log_loss(labels, scores),
+        "impressions": len(labels),
+        "click_rate": float(labels.mean()),
+        "seconds": seconds,
+        "samples_per_second": len(labels) / seconds,
+    }
+
+
+def describe(split, result, reachable=None):
+    """One line on an `evaluate` result, beside the best that the data allow where that is known."""
+    line = "  ".join(f"{name} {result[name]:.4f}" for name in ("auc", "gauc", "log_loss"))
+    line = f"{split}: {line}  ({result['impressions']} impressions)"
+    if reachable:
+        line += f"  best reachable: auc {reachable['auc']:.4f}  gauc {reachable['gauc']:.4f}"
+    return line
+
+
+def load_model(model_dir):
+    """The best checkpoint of a training run.
+
+    Raises:
+        FileNotFoundError: If `model_dir` holds none.
+    """
+    path = pathlib.Path(model_dir) / MODEL_FILE
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing: expected a --model_dir that `python -m tfrec_diffusion.train` "
+            "has finished an epoch in"
+        )
+    assert models  # registers the classes that the file names
+    return keras.models.load_model(path, compile=False)
+
+
+def main(values):
+    model = load_model(values.model_dir)
+    trained = json.loads((pathlib.Path(values.model_dir) / FLAGS_FILE).read_text())
+    directory = find_prepared(values.data_dir or trained["data_dir"], trained["dataset"])
+    data = RequestData(directory, model.schema.history_length)
+    result = evaluate(model, data, values.split, values.batch_size)
+    print(describe(values.split, result, data.best_reachable(values.split)))
+
+
+if __name__ == "__main__":
+    flags.run(main, flags.evaluate)

@@ -1,0 +1,84 @@
+"""`python -m tfrec_diffusion.export`: a trained model as a SavedModel for TF Serving."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+
+import keras
+import tensorflow as tf
+
+from tfrec_diffusion import flags
+from tfrec_diffusion.evaluate import load_model
+from tfrec_diffusion.layers.lookup import RequestLookup
+from tfrec_diffusion.schema import PADDING
+
+OUTPUT = "click_probability"
+
+
+def export(model, vocabulary_directory, export_dir):
+    """Writes the next version of a SavedModel: raw features in, click probabilities out.
+
+    Signatures: `serving_default` takes the named tensors of `Schema.serving_signature`: raw ids as
+    in the logs, user and context features (batch,), candidates (batch, candidates), histories
+    (batch, length), newest last; what is shorter is padded on the right with the missing value
+    ("" of strings, -1 of integers, NaN of floats), which also stands for any value not known.
+    `examples` takes `examples` (batch,), serialized `tf.train.Example`s of the same raw values.
+    Both return `click_probability` (batch, candidates), float32, 0 for a padded candidate.
+    Of a history longer than the model was trained with, the newest behaviors count.
+
+    Args:
+        model: `RankingModel`.
+        vocabulary_directory: Where `vocabularies/` lies.
+        export_dir: The version is its next number; it appears under it when it is whole.
+
+    Returns:
+        Path of the version.
+    """
+    schema = dataclasses.replace(model.schema, directory=str(vocabulary_directory))
+    lookup = RequestLookup(schema)
+
+    def score(raw):
+        rows = lookup(raw)
+        real = tf.not_equal(rows[schema.candidate_key], PADDING)
+        return {OUTPUT: tf.where(real, model(rows, training=False), 0.0)}
+
+    def score_examples(examples):
+        raw = {}
+        for name, value in tf.io.parse_example(examples, schema.serving_spec()).items():
+            if isinstance(value, tf.RaggedTensor):
+                feature = next(f for f in schema.features if f.name == name)
+                value = value.to_tensor(schema.table(feature.table).missing)
+            raw[name] = value
+        return score(raw)
+
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.track(lookup)
+    archive.add_endpoint("serving_default", score, input_signature=[schema.serving_signature()])
+    archive.add_endpoint(
+        "examples",
+        score_examples,
+        input_signature=[tf.TensorSpec((None,), tf.string, name="examples")],
+    )
+    return _write(archive, pathlib.Path(export_dir))
+
+
+def _write(archive, export_dir):
+    export_dir.mkdir(parents=True, exist_ok=True)
+    versions = [int(path.name) for path in export_dir.iterdir() if path.name.isdigit()]
+    version = export_dir / str(max(versions, default=0) + 1)
+    aside = export_dir / f"incomplete.{version.name}"
+    shutil.rmtree(aside, ignore_errors=True)
+    archive.write_out(str(aside), verbose=False)
+    os.rename(aside, version)
+    return version
+
+
+def main(values):
+    model = load_model(values.model_dir)
+    print(export(model, values.model_dir, values.export_dir))
+
+
+if __name__ == "__main__":
+    flags.run(main, flags.export)

@@ -1,0 +1,204 @@
+"""From TFRecord shards to `tf.data` of (features, label, weight), in an order that can be resumed."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from tfrec_diffusion.schema import FILE_NAME, GROUP_ID, LABEL, PADDING, Schema
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A TFRecord file and its number of records."""
+
+    path: str
+    records: int
+
+
+def find_prepared(data_dir, dataset):
+    """Directory of the newest version of a prepared data set.
+
+    Args:
+        data_dir: Directory of prepared data sets.
+        dataset: Name, as `taobao` or `logs/kuairand`.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    versions = pathlib.Path(data_dir, dataset).glob(f"[0-9]*/{FILE_NAME}")
+    numbered = [(tuple(map(int, path.parent.name.split("."))), path.parent) for path in versions]
+    if not numbered:
+        raise FileNotFoundError(
+            f"no prepared data set in {pathlib.Path(data_dir, dataset)}: expected what "
+            f"`python -m tfrec_diffusion.prepare --dataset={dataset.split('/')[0]} "
+            f"--data_dir={data_dir}` writes"
+        )
+    return max(numbered)[1]
+
+
+class RequestData:
+    """A prepared data set.
+
+    Args:
+        directory: As `python -m tfrec_diffusion.prepare` wrote it.
+        history_length: Newest behaviors to keep of each history; `None`: all.
+
+    Attributes:
+        schema: `Schema`, with that `history_length`.
+
+    Raises:
+        FileNotFoundError: If there is no prepared data set.
+        ValueError: If `history_length` is longer than what was prepared.
+
+    Example:
+
+    >>> data = RequestData("data/synthetic/1.0.0")
+    >>> model = models.create("din", schema=data.schema)
+    >>> model.compile(LazyAdam(), LogLoss(), weighted_metrics=[keras.metrics.AUC(name="auc")])
+    >>> model.fit(data.batches("train", shuffle_seed=0), validation_data=data.batches("validation"))
+    """
+
+    def __init__(self, directory, history_length=None):
+        schema = Schema.load(directory)
+        if history_length is not None:
+            if not 1 <= history_length <= schema.history_length:
+                raise ValueError(
+                    f"`history_length` must be in [1, {schema.history_length}], what {directory} "
+                    f"was prepared with. Received: history_length={history_length}"
+                )
+            schema = dataclasses.replace(schema, history_length=history_length)
+        self.directory = pathlib.Path(directory)
+        self.schema = schema
+        self._splits = tfds.builder_from_directory(str(directory)).info.splits
+
+    @property
+    def splits(self):
+        """Names of the splits."""
+        return sorted(self._splits)
+
+    def best_reachable(self, split):
+        """Metrics of the true click probabilities, where a made data set knows them, else `None`.
+
+        Returns:
+            dict of `auc`, `gauc`, `log_loss`.
+        """
+        report = json.loads((self.directory / "report.json").read_text())
+        return report.get("best_reachable", {}).get(split)
+
+    def shards(self, split):
+        """The `Shard`s of a split, in order.
+
+        Raises:
+            ValueError: If there is no such split.
+        """
+        if split not in self._splits:
+            raise ValueError(f"`split` must be one of {self.splits}. Received: {split!r}")
+        info = self._splits[split]
+        return [
+            Shard(str(path), records)
+            for path, records in zip(info.filepaths, info.shard_lengths, strict=True)
+        ]
+
+    def num_batches(self, split, batch_size):
+        """Steps of one epoch; the last batch may be smaller."""
+        return -(-sum(shard.records for shard in self.shards(split)) // batch_size)
+
+    def batches(
+        self,
+        split,
+        batch_size=256,
+        *,
+        shuffle_seed=None,
+        epoch=0,
+        first_batch=0,
+        shuffle_window=16384,
+        with_group_id=False,
+    ):
+        """One epoch.
+
+        The order is a function of the arguments alone: batch i of a call with `first_batch=k` is
+        batch k + i of the same call with 0. What lies before is skipped by whole shards.
+
+        Args:
+            split: One of `splits`.
+            batch_size: Requests in a batch.
+            shuffle_seed: `None`: the order of the files. Else the shards and then the records in
+                windows are permuted by (`shuffle_seed`, `epoch`); preparing has shuffled the
+                records among the shards already.
+            epoch: Number of the epoch, from 0.
+            first_batch: Batches to leave out.
+            shuffle_window: Records permuted together.
+            with_group_id: Adds the int64 (batch,) ids that GAUC groups by.
+
+        Returns:
+            `tf.data.Dataset` of (features, label, weight): a dict of int32 tensors as
+            `Schema.keras_inputs`, and float32 (batch, candidates) twice; weight is 0 where
+            a candidate is padding.
+        """
+        shards = self.shards(split)
+        seed = None if shuffle_seed is None else (shuffle_seed, epoch)
+        if seed is not None:
+            order = np.random.default_rng(seed).permutation(len(shards))
+            shards = [shards[i] for i in order]
+        records = _records(shards, first_batch * batch_size, seed, shuffle_window)
+        batches = self.num_batches(split, batch_size) - first_batch
+        return (
+            records.batch(batch_size)
+            .map(lambda batch: self._parse(batch, with_group_id), tf.data.AUTOTUNE)
+            .apply(tf.data.experimental.assert_cardinality(batches))
+            .prefetch(tf.data.AUTOTUNE)
+        )
+
+    def _parse(self, records, with_group_id):
+        schema = self.schema
+        parsed = tf.io.parse_example(records, schema.record_spec())
+        candidates = tf.reduce_max(tf.strings.length(parsed[LABEL])) // tf.float32.size
+        features = {}
+        for feature in schema.features:
+            value = parsed[feature.name]
+            if feature.group == "candidate":
+                value = _decode(value, tf.int32, candidates)
+            elif feature.group == "history":
+                value = _decode(_newest(value, schema.history_length), tf.int32, schema.history_length)
+            features[feature.name] = tf.cast(value, tf.int32)
+        label = _decode(parsed[LABEL], tf.float32, candidates)
+        weight = tf.cast(tf.not_equal(features[schema.candidate_key], PADDING), tf.float32)
+        if with_group_id:
+            return features, label, weight, parsed[GROUP_ID]
+        return features, label, weight
+
+
+def _records(shards, start, seed, window):
+    """Serialized records from the `start`th on, permuted in windows unless `seed` is None."""
+    first_of_window = start if seed is None else start // window * window
+    skipped = 0
+    while shards and skipped + shards[0].records <= first_of_window:
+        skipped += shards[0].records
+        shards = shards[1:]
+    records = tf.data.TFRecordDataset([shard.path for shard in shards], buffer_size=8 << 20)
+    records = records.skip(first_of_window - skipped)
+    if seed is None:
+        return records
+
+    def permuted(number, batch):
+        key = np.random.default_rng(seed).integers(2**31)
+        return tf.random.experimental.stateless_shuffle(batch, seed=[key, number])
+
+    windows = records.batch(window).enumerate(first_of_window // window)
+    return windows.map(permuted).prefetch(1).unbatch().skip(start - first_of_window)
+
+
+def _newest(value, length):
+    """The last `length` int32 of each string of bytes."""
+    size = tf.strings.length(value)
+    kept = tf.minimum(size, length * tf.int32.size)
+    return tf.strings.substr(value, size - kept, kept)
+
+
+def _decode(value, dtype, length):
+    """(batch,) strings of bytes to (batch, length), padded with 0 on the right."""
+    return tf.io.decode_raw(value, dtype, fixed_length=length * dtype.size)

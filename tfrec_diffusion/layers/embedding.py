@@ -1,0 +1,130 @@
+"""Embedding of a request: one table for each of the schema's, tied where features share one."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfrec_diffusion.schema import PADDING, Schema
+
+
+@keras.saving.register_keras_serializable(package="tfrec_diffusion")
+class TableEmbedding(keras.layers.Layer):
+    """Looks rows of one table up; row 0 (padding) is zero and stays so under any optimizer.
+
+    Gradients are `tf.IndexedSlices`: they hold the rows of the batch, not the table.
+
+    Args:
+        rows: Number of rows, with row 0.
+        dim: Width.
+        embeddings_initializer: For the rows from 1.
+
+    Call arguments:
+        indices: int (...), in [0, rows).
+
+    Returns:
+        (..., dim).
+    """
+
+    def __init__(self, rows, dim, embeddings_initializer="uniform", **kwargs):
+        super().__init__(**kwargs)
+        self.rows = rows
+        self.dim = dim
+        self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
+
+    def build(self, input_shape=None):
+        def padding_row_zero(shape, dtype=None):
+            rest = self.embeddings_initializer((shape[0] - 1, shape[1]), dtype=dtype)
+            return ops.pad(rest, ((1, 0), (0, 0)))
+
+        # autocast would copy the whole table to the compute dtype at every step
+        self.embeddings = self.add_weight(
+            name="embeddings",
+            shape=(self.rows, self.dim),
+            initializer=padding_row_zero,
+            autocast=False,
+        )
+
+    def call(self, indices):
+        # `ops.take` costs twice as much: it sends the table's gradient through a reshape
+        embedded = tf.nn.embedding_lookup(self.embeddings.value, indices)
+        real = ops.cast(ops.not_equal(indices, PADDING), self.compute_dtype)
+        return ops.cast(embedded, self.compute_dtype) * real[..., None]
+
+    def compute_output_spec(self, indices):
+        return keras.KerasTensor((*indices.shape, self.dim), self.compute_dtype)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "rows": self.rows,
+            "dim": self.dim,
+            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
+        }
+
+
+@keras.saving.register_keras_serializable(package="tfrec_diffusion")
+class RequestEmbedding(keras.layers.Layer):
+    """Embeds the features of a request, group by group.
+
+    Args:
+        schema: `Schema` (or its config).
+
+    Call arguments:
+        features: dict of int tensors as `Schema.keras_inputs`.
+
+    Returns:
+        dict of the features' embeddings, concatenated in the schema's order:
+        `"request"` (batch, dim), user and context features; absent if there are none;
+        `"candidate"` (batch, candidates, dim), all candidate features;
+        `"target"` (batch, candidates, d), for each history feature the candidate's (or context's)
+        value of the same table;
+        `"history"` (batch, length, d);
+        `"candidate_mask"` bool (batch, candidates) and `"history_mask"` bool (batch, length),
+        True = real.
+    """
+
+    def __init__(self, schema, **kwargs):
+        super().__init__(**kwargs)
+        self.schema = schema if isinstance(schema, Schema) else Schema.from_config(schema)
+        self.tables = {
+            table.name: TableEmbedding(
+                table.rows, table.dim, name=table.name, dtype=self.dtype_policy
+            )
+            for table in self.schema.tables
+        }
+
+    def build(self, input_shape=None):
+        for table in self.tables.values():
+            table.build()
+
+    def call(self, features):
+        schema = self.schema
+        embedded = {f.name: self.tables[f.table](features[f.name]) for f in schema.features}
+        candidates = embedded[schema.candidate_key]
+
+        def target(history_feature):
+            feature = schema.target_of(history_feature)
+            value = embedded[feature.name]
+            if feature.group == "candidate":
+                return value
+            return value[:, None] + ops.zeros_like(candidates[..., :1])
+
+        history = schema.group("history")
+        outputs = {
+            "candidate": _concatenate(embedded[f.name] for f in schema.group("candidate")),
+            "target": _concatenate(target(f) for f in history),
+            "history": _concatenate(embedded[f.name] for f in history),
+            "candidate_mask": ops.not_equal(features[schema.candidate_key], PADDING),
+            "history_mask": ops.not_equal(features[schema.history_key], PADDING),
+        }
+        request = schema.group("user", "context")
+        if request:
+            outputs["request"] = _concatenate(embedded[f.name] for f in request)
+        return outputs
+
+    def get_config(self):
+        return {**super().get_config(), "schema": self.schema.get_config()}
+
+
+def _concatenate(tensors):
+    return ops.concatenate(list(tensors), axis=-1)

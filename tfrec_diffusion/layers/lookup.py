@@ -1,0 +1,90 @@
+"""Raw values of a request to rows of the embedding tables, inside the graph."""
+
+import tensorflow as tf
+
+from tfrec_diffusion.schema import FIRST_INDEX, OUT_OF_VOCABULARY, PADDING
+
+
+class RequestLookup(tf.Module):
+    """The preparation's encoding of raw values as TensorFlow operations, for a SavedModel.
+
+    Args:
+        schema: `Schema` with the `directory` of its vocabularies, which become assets.
+
+    Raises:
+        FileNotFoundError: If a vocabulary file is missing.
+    """
+
+    def __init__(self, schema):
+        super().__init__()
+        self.schema = schema
+        self.vocabularies = {
+            table.name: _vocabulary(schema.vocabulary_path(table), table)
+            for table in schema.tables
+            if table.kind == "vocabulary" and table.rows > FIRST_INDEX
+        }
+
+    def __call__(self, raw):
+        """Looks a request up.
+
+        Args:
+            raw: dict of tensors as `Schema.serving_signature`; histories are padded with the
+                table's `missing` value on the right, and may be longer than the schema's.
+
+        Returns:
+            dict of int32 tensors as `Schema.keras_inputs`, with the newest behaviors of a history
+            that is too long.
+        """
+        rows = {
+            feature.name: self._rows(self.schema.table(feature.table), raw[feature.name])
+            for feature in self.schema.features
+        }
+        newest = _newest(rows[self.schema.history_key], self.schema.history_length)
+        for feature in self.schema.group("history"):
+            rows[feature.name] = tf.gather(rows[feature.name], newest, batch_dims=1)
+        return rows
+
+    def _rows(self, table, raw):
+        raw = tf.convert_to_tensor(raw, table.dtype)
+        if table.rows == FIRST_INDEX:  # training saw no value, and TensorFlow reads no empty file
+            rows = tf.fill(tf.shape(raw), OUT_OF_VOCABULARY)
+            missing = tf.equal(raw, table.missing)
+        elif table.kind == "vocabulary":
+            rows = self.vocabularies[table.name].lookup(raw)
+            missing = tf.equal(raw, table.missing)
+        elif table.kind == "hash":
+            text = raw if table.dtype == "string" else tf.strings.as_string(raw)
+            rows = FIRST_INDEX + tf.strings.to_hash_bucket_fast(text, table.rows - FIRST_INDEX)
+            missing = tf.equal(raw, table.missing)
+        else:
+            boundaries = tf.constant(table.boundaries, tf.float32)
+            flat = tf.searchsorted(boundaries, tf.reshape(raw, [-1]), side="right")
+            rows = FIRST_INDEX + tf.reshape(flat, tf.shape(raw))
+            missing = tf.math.is_nan(raw)
+        rows = tf.ensure_shape(tf.cast(rows, tf.int32), raw.shape)
+        return tf.where(missing, PADDING, rows)
+
+
+def _vocabulary(path, table):
+    if not tf.io.gfile.exists(path):
+        raise FileNotFoundError(f"{path} is missing: expected the vocabulary of {table.name!r}")
+    # A text may hold the delimiter of columns; a number cannot be read as a whole line.
+    whole_line = table.dtype == "string"
+    initializer = tf.lookup.TextFileInitializer(
+        path,
+        key_dtype=table.dtype,
+        key_index=tf.lookup.TextFileIndex.WHOLE_LINE if whole_line else 0,
+        value_dtype=tf.int64,
+        value_index=tf.lookup.TextFileIndex.LINE_NUMBER,
+        value_index_offset=FIRST_INDEX,
+    )
+    return tf.lookup.StaticHashTable(initializer, default_value=OUT_OF_VOCABULARY)
+
+
+def _newest(key_rows, limit):
+    """Positions of the newest `limit` behaviors of each history, (batch, at most limit)."""
+    length = tf.shape(key_rows)[1]
+    position = tf.range(length)
+    used = tf.reduce_max(tf.where(tf.not_equal(key_rows, PADDING), position + 1, 0), axis=1)
+    first = tf.maximum(used - limit, 0)
+    return first[:, None] + position[None, : tf.minimum(length, limit)]

@@ -1,0 +1,266 @@
+"""The schema of a request: everything that parses, embeds or serves one is derived from it.
+
+`schema.json` lies beside the records of a prepared data set and travels with every trained model.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+
+import keras
+import tensorflow as tf
+
+GROUPS = ("user", "context", "candidate", "history")
+PADDING, OUT_OF_VOCABULARY, FIRST_INDEX = 0, 1, 2
+LABEL, GROUP_ID = "label", "group_id"
+FILE_NAME = "schema.json"
+
+_RAW_DTYPES = {
+    "vocabulary": ("int64", "string"),
+    "hash": ("int64", "string"),
+    "boundaries": ("float32",),
+}
+_MISSING = {"int64": -1, "string": "", "float32": math.nan}
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """An embedding table, and how a raw value becomes one of its rows.
+
+    Args:
+        name: Unique name.
+        kind: `"vocabulary"`: the values listed in `vocabularies/<name>.txt`, line i (from 0) is row
+            2 + i. `"hash"`: row 2 + Fingerprint64(value as text) mod (rows - 2), no file.
+            `"boundaries"`: a number x is row 2 + (how many of `boundaries` are <= x).
+        dtype: Of the raw values: `"int64"` or `"string"`; `"float32"` for `"boundaries"`.
+        rows: Number of rows, with row 0 (padding or missing) and row 1 (out of vocabulary).
+        dim: Width of an embedding.
+        boundaries: Increasing numbers, for `"boundaries"` only.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    rows: int
+    dim: int = 8
+    boundaries: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if self.kind not in _RAW_DTYPES:
+            raise ValueError(f"`kind` must be one of {list(_RAW_DTYPES)}. Received: {self.kind!r}")
+        if self.dtype not in _RAW_DTYPES[self.kind]:
+            raise ValueError(
+                f"`dtype` of a {self.kind} table must be one of {_RAW_DTYPES[self.kind]}. "
+                f"Received: {self.dtype!r} (table {self.name!r})"
+            )
+        if self.rows < FIRST_INDEX:
+            raise ValueError(f"`rows` must be at least 2. Received: {self.rows} ({self.name!r})")
+        if self.dim < 1:
+            raise ValueError(f"`dim` must be positive. Received: {self.dim} ({self.name!r})")
+        object.__setattr__(self, "boundaries", tuple(self.boundaries))
+
+    @property
+    def missing(self):
+        """The raw value that stands for a missing one, and pads raw tensors; it is row 0."""
+        return _MISSING[self.dtype]
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """A column of a request.
+
+    Args:
+        name: Unique name, the key in records, Keras inputs and serving requests.
+        group: `"user"` or `"context"`, shape (batch,); `"candidate"`, (batch, candidates);
+            `"history"`, (batch, length), oldest first.
+        table: Name of its table. A history feature names the table of the candidate (or context)
+            feature that it is compared with.
+    """
+
+    name: str
+    group: str
+    table: str
+
+    def __post_init__(self):
+        if self.group not in GROUPS:
+            raise ValueError(f"`group` must be one of {GROUPS}. Received: {self.group!r}")
+        if self.name in (LABEL, GROUP_ID):
+            raise ValueError(f"{self.name!r} is a reserved name, not one for a feature")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """What a request holds.
+
+    A candidate or behaviour is real if its first feature is not 0; all others are padding.
+
+    Args:
+        name: Of the data set.
+        features: `Feature`s; the first candidate and first history feature are the keys above.
+        tables: `Table`s.
+        history_length: Longest history, in behaviours.
+        directory: Where `vocabularies/` lies; needed for export only, not saved.
+    """
+
+    name: str
+    features: tuple[Feature, ...]
+    tables: tuple[Table, ...]
+    history_length: int
+    directory: str | None = dataclasses.field(default=None, compare=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "features", tuple(self.features))
+        object.__setattr__(self, "tables", tuple(self.tables))
+        for kind, names in (
+            ("features", [f.name for f in self.features]),
+            ("tables", [t.name for t in self.tables]),
+        ):
+            if len(set(names)) != len(names):
+                raise ValueError(f"`{kind}` must have unique names. Received: {names}")
+        if self.history_length < 1:
+            raise ValueError(f"`history_length` must be positive. Received: {self.history_length}")
+        tables = {table.name for table in self.tables}
+        for feature in self.features:
+            if feature.table not in tables:
+                raise ValueError(
+                    f"feature {feature.name!r} names the table {feature.table!r}; "
+                    f"there are {sorted(tables)}"
+                )
+        for group in ("candidate", "history"):
+            if not self.group(group):
+                raise ValueError(f"a schema needs at least one {group} feature")
+        for feature in self.group("history"):
+            self.target_of(feature)
+
+    def group(self, *groups):
+        """The features of the given groups, in the schema's order."""
+        return tuple(f for f in self.features if f.group in groups)
+
+    def table(self, name):
+        """The table of that name."""
+        return next(table for table in self.tables if table.name == name)
+
+    def target_of(self, history_feature):
+        """The candidate (else context) feature that shares a history feature's table."""
+        for group in ("candidate", "context"):
+            for feature in self.group(group):
+                if feature.table == history_feature.table:
+                    return feature
+        raise ValueError(
+            f"history feature {history_feature.name!r} has the table {history_feature.table!r}, "
+            "which no candidate or context feature shares"
+        )
+
+    @property
+    def candidate_key(self):
+        """Name of the feature that is 0 where a candidate is padding."""
+        return self.group("candidate")[0].name
+
+    @property
+    def history_key(self):
+        """Name of the feature that is 0 where a behaviour is padding."""
+        return self.group("history")[0].name
+
+    def with_dim(self, dim):
+        """The same schema with every table `dim` wide; `None` keeps the widths."""
+        if dim is None:
+            return self
+        tables = tuple(dataclasses.replace(table, dim=dim) for table in self.tables)
+        return dataclasses.replace(self, tables=tables)
+
+    # What is derived
+
+    def record_spec(self):
+        """Parse spec of a prepared record: lists are little-endian int32 (label: float32) bytes."""
+        spec = {LABEL: tf.io.FixedLenFeature((), tf.string)}
+        spec[GROUP_ID] = tf.io.FixedLenFeature((), tf.int64)
+        for feature in self.features:
+            scalar = feature.group in ("user", "context")
+            spec[feature.name] = tf.io.FixedLenFeature((), tf.int64 if scalar else tf.string)
+        return spec
+
+    def keras_inputs(self):
+        """dict of symbolic int32 inputs: rows of the tables, ready to embed."""
+        return {
+            f.name: keras.Input(self._shape(f), dtype="int32", name=f.name) for f in self.features
+        }
+
+    def serving_signature(self):
+        """dict of `tf.TensorSpec`s of the raw values, as a serving request names them."""
+        return {
+            f.name: tf.TensorSpec(
+                (None, *self._shape(f)), self.table(f.table).dtype, name=f.name
+            )
+            for f in self.features
+        }
+
+    def serving_spec(self):
+        """Parse spec of a serving `tf.Example` with raw values; what is absent is missing."""
+        spec = {}
+        for feature in self.features:
+            table = self.table(feature.table)
+            if self._shape(feature):
+                spec[feature.name] = tf.io.RaggedFeature(table.dtype)
+            else:
+                spec[feature.name] = tf.io.FixedLenFeature((), table.dtype, table.missing)
+        return spec
+
+    @staticmethod
+    def _shape(feature):
+        return () if feature.group in ("user", "context") else (None,)
+
+    # To and from JSON
+
+    def get_config(self):
+        """A JSON-ready dict without `directory`."""
+        config = dataclasses.asdict(self)
+        del config["directory"]
+        for table in config["tables"]:
+            table["boundaries"] = list(table["boundaries"])
+        return {**config, "features": list(config["features"]), "tables": list(config["tables"])}
+
+    @classmethod
+    def from_config(cls, config, directory=None):
+        """The schema of a `get_config` dict."""
+        return cls(
+            **{
+                **config,
+                "features": [Feature(**feature) for feature in config["features"]],
+                "tables": [Table(**table) for table in config["tables"]],
+            },
+            directory=directory,
+        )
+
+    def save(self, directory):
+        """Writes `schema.json` into `directory`."""
+        path = pathlib.Path(directory) / FILE_NAME
+        path.write_text(json.dumps(self.get_config(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, directory):
+        """Reads `schema.json` of a prepared data set or trained model.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If it is not a schema.
+        """
+        path = pathlib.Path(directory) / FILE_NAME
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} is missing: expected a directory written by "
+                "`python -m tfrec_diffusion.prepare` or `.train`"
+            )
+        try:
+            return cls.from_config(json.loads(path.read_text()), directory=str(directory))
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not a schema: {error}") from error
+
+    def vocabulary_path(self, table):
+        """Path of a table's vocabulary file, one raw value a line, row 2 first."""
+        return vocabulary_path(self.directory, table.name)
+
+
+def vocabulary_path(directory, table_name):
+    """`directory`/vocabularies/`table_name`.txt"""
+    return str(pathlib.Path(directory) / "vocabularies" / f"{table_name}.txt")

@@ -1,0 +1,267 @@
+"""`python -m tfrec_diffusion.train`: trains a model, resumes what was interrupted, measures it."""
+
+import json
+import os
+import pathlib
+import platform
+import shutil
+import sys
+import time
+
+import keras
+import tensorflow as tf
+
+import tfrec_diffusion
+from tfrec_diffusion import flags, models, prepare
+from tfrec_diffusion.callbacks import Checkpoints, Interrupted, Scalars
+from tfrec_diffusion.evaluate import FLAGS_FILE, MODEL_FILE, describe, evaluate, load_model
+from tfrec_diffusion.input_pipeline import RequestData, find_prepared
+from tfrec_diffusion.losses import LogLoss
+from tfrec_diffusion.optimizers import LazyAdam
+
+METRICS_FILE = "metrics.json"
+_RUN_FLAGS = (
+    "dataset",
+    "data_dir",
+    "model",
+    "set",
+    "batch_size",
+    "epochs",
+    "learning_rate",
+    "history_length",
+    "seed",
+    "mixed_precision",
+    "jit_compile",
+)
+
+
+class Run:
+    """A training run in its directory: where it stands, and how it goes on.
+
+    `model_dir` holds `flags.json`, `schema.json` and `vocabularies/` (so that the model can be
+    exported when the data set is gone), `checkpoints/` to resume from, `model.keras` of the epoch
+    with the best validation AUC, `validation.json` with each epoch's metrics, `tensorboard/`, and
+    at the end `metrics.json`.
+
+    Args:
+        model_dir: Directory.
+        data: `RequestData`.
+        model: A compiled `RankingModel`.
+        batch_size: Requests a step.
+        seed: Of the order.
+        checkpoint_every: Steps between checkpoints.
+    """
+
+    def __init__(self, model_dir, data, model, batch_size, seed, checkpoint_every):
+        self.directory = pathlib.Path(model_dir)
+        self.data = data
+        self.model = model
+        self.batch_size = batch_size
+        self.seed = seed
+        self.checkpoint_every = checkpoint_every
+        self.steps_per_epoch = data.num_batches("train", batch_size)
+        self._scalars = Scalars(self.directory / "tensorboard")
+        self._seconds = tf.Variable(0.0, dtype=tf.float64)
+        model.optimizer.build(model.trainable_variables)
+        checkpoint = tf.train.Checkpoint(
+            model=model, optimizer=model.optimizer, seconds=self._seconds
+        )
+        self._manager = tf.train.CheckpointManager(
+            checkpoint, str(self.directory / "checkpoints"), max_to_keep=2
+        )
+        if self._manager.latest_checkpoint:
+            checkpoint.restore(self._manager.latest_checkpoint).assert_consumed()
+
+    @property
+    def step(self):
+        """Steps done so far, over all epochs."""
+        return int(self.model.optimizer.iterations)
+
+    @property
+    def validation(self):
+        """Validation metrics by epoch: a list of dicts."""
+        path = self.directory / "validation.json"
+        return json.loads(path.read_text()) if path.exists() else []
+
+    @property
+    def training_seconds(self):
+        """Seconds spent in training steps so far, over all interruptions."""
+        return float(self._seconds)
+
+    def fit(self, epochs):
+        """Trains to the end of epoch `epochs`, from where the run stands.
+
+        Raises:
+            Interrupted: On SIGINT or SIGTERM, when a checkpoint is written.
+        """
+        for epoch in range(self.step // self.steps_per_epoch, epochs):
+            self._fit_epoch(epoch, epochs)
+            self._validate(epoch)
+            self._manager.save(checkpoint_number=self.step)
+
+    def _fit_epoch(self, epoch, epochs):
+        first_batch = self.step - epoch * self.steps_per_epoch
+        batches = self.data.batches(
+            "train", self.batch_size, shuffle_seed=self.seed, epoch=epoch, first_batch=first_batch
+        )
+        if first_batch:
+            print(f"resuming epoch {epoch + 1} of {epochs} at step {first_batch}")
+        checkpoints = Checkpoints(self._manager, self.checkpoint_every)
+        clock = _Clock(self._seconds)
+        self.model.fit(
+            batches,
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            callbacks=[clock, checkpoints, self._scalars],
+        )
+
+    def _validate(self, epoch):
+        result = evaluate(self.model, self.data, "validation", self.batch_size)
+        print(describe("validation", result))
+        self._scalars.write({f"validation/{k}": result[k] for k in ("auc", "gauc")}, self.step)
+        history = [*self.validation[:epoch], result]
+        if result["auc"] == max(past["auc"] for past in history):
+            aside = self.directory / f"incomplete.{MODEL_FILE}"
+            self.model.save(aside)
+            os.replace(aside, self.directory / MODEL_FILE)
+        write_json(self.directory / "validation.json", history)
+
+
+class _Clock(keras.callbacks.Callback):
+    """Adds the seconds of each step to a variable."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self._seconds = seconds
+
+    def on_train_begin(self, logs=None):
+        self._last = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        now = time.perf_counter()
+        self._seconds.assign_add(now - self._last)
+        self._last = now
+
+
+def write_json(path, value):
+    """Writes JSON so that `path` is old or new, never half of it."""
+    aside = path.with_name(f"incomplete.{path.name}")
+    aside.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(aside, path)
+
+
+def claim(model_dir, run_flags, schema):
+    """Makes `model_dir` this run's, or checks that it is.
+
+    Args:
+        model_dir: Directory.
+        run_flags: dict of the flags that the result depends on.
+        schema: `Schema` of the data.
+
+    Raises:
+        ValueError: If it holds a run with other flags or other data.
+    """
+    directory = pathlib.Path(model_dir)
+    path = directory / FLAGS_FILE
+    if path.exists():
+        before = json.loads(path.read_text())
+        changed = [
+            f"--{name}={run_flags[name]} (was {before.get(name)})"
+            for name in run_flags
+            if run_flags[name] != before.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"{model_dir} holds a run with other flags; give another --model_dir or the same "
+                f"flags. Received: {', '.join(changed)}"
+            )
+        if type(schema).load(directory) != schema:
+            raise ValueError(
+                f"{model_dir} holds a run on other data: its schema.json differs from the one in "
+                f"{schema.directory}. Give another --model_dir"
+            )
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    schema.save(directory)
+    shutil.copytree(
+        pathlib.Path(schema.directory, "vocabularies"),
+        directory / "vocabularies",
+        dirs_exist_ok=True,
+    )
+    write_json(path, run_flags)
+
+
+def find_data(dataset, data_dir):
+    """Directory of the data set; the synthetic one is made if it is not there yet."""
+    try:
+        return find_prepared(data_dir, dataset)
+    except FileNotFoundError:
+        if dataset != "synthetic":
+            raise
+        return prepare.prepare(dataset, raw_dir=None, data_dir=data_dir)
+
+
+def main(values):
+    run_flags = {name: getattr(values, name) for name in _RUN_FLAGS}
+    settings = flags.settings(values.set, models.get(values.model))
+    data = RequestData(find_data(values.dataset, values.data_dir), values.history_length)
+    dtype = "mixed_bfloat16" if values.mixed_precision else "float32"
+    keras.utils.set_random_seed(values.seed)
+    model = models.create(values.model, schema=data.schema, dtype=dtype, **settings)
+    model.compile(
+        LazyAdam(values.learning_rate),
+        LogLoss(),
+        weighted_metrics=[keras.metrics.AUC(name="auc")],
+        jit_compile=values.jit_compile,
+    )
+    claim(values.model_dir, run_flags, data.schema)
+    run = Run(
+        values.model_dir, data, model, values.batch_size, values.seed, values.checkpoint_every
+    )
+    if run.step >= values.epochs * run.steps_per_epoch:
+        print(f"{values.model_dir} is trained already; evaluating it")
+    try:
+        run.fit(values.epochs)
+    except Interrupted as stop:
+        print(
+            f"\n{stop}: stopped at step {run.step} of {values.epochs * run.steps_per_epoch}; "
+            "the same command goes on from here"
+        )
+        return 128 + stop.signal_number
+    report(run, run_flags)
+    return 0
+
+
+def report(run, run_flags):
+    """Evaluates the best epoch on every split but train; prints and writes `metrics.json`."""
+    best = load_model(run.directory)
+    splits = {}
+    for split in run.data.splits:
+        if split != "train":
+            splits[split] = evaluate(best, run.data, split, run.batch_size)
+            print(describe(split, splits[split], run.data.best_reachable(split)))
+    seconds = run.training_seconds
+    write_json(
+        run.directory / METRICS_FILE,
+        {
+            "splits": splits,
+            "best_reachable": {s: run.data.best_reachable(s) for s in splits},
+            "validation_by_epoch": run.validation,
+            "steps": run.step,
+            "training_seconds": seconds,
+            "training_samples_per_second": run.step * run.batch_size / seconds,
+            "flags": run_flags,
+            "versions": {
+                "tfrec_diffusion": tfrec_diffusion.__version__,
+                "tensorflow": tf.__version__,
+                "keras": keras.__version__,
+                "python": platform.python_version(),
+            },
+            "command": sys.argv,
+        },
+    )
+    print(f"{run.directory / METRICS_FILE}: {seconds:.0f} s of training, {run.step} steps")
+
+
+if __name__ == "__main__":
+    flags.run(main, flags.train)

@@ -1,0 +1,60 @@
+"""Random requests for the benchmarks: every sample has its own full history, none is shared."""
+
+import numpy as np
+
+from tfrec_diffusion.datasets.requests import RequestBuilder
+from tfrec_diffusion.schema import FIRST_INDEX, Feature, Schema, Table
+
+FEATURES = (
+    Feature("item", "candidate", "item"),
+    Feature("category", "candidate", "category"),
+    Feature("history_item", "history", "item"),
+    Feature("history_category", "history", "category"),
+)
+
+
+def schema(history_length, items=50_000, categories=3_000):
+    """Item and category of dim 8, as in the published comparisons."""
+    tables = (
+        Table("item", "hash", "int64", rows=items),
+        Table("category", "hash", "int64", rows=categories),
+    )
+    return Schema("random", FEATURES, tables, history_length)
+
+
+def requests(schema, count, candidates=1, seed=0):
+    """`count` random requests with full histories.
+
+    Returns:
+        dict of int32 arrays as `Schema.keras_inputs`, float32 labels (count, candidates).
+    """
+    rng = np.random.default_rng(seed)
+    features = {}
+    for feature in schema.features:
+        length = schema.history_length if feature.group == "history" else candidates
+        rows = schema.table(feature.table).rows
+        features[feature.name] = rng.integers(FIRST_INDEX, rows, (count, length), dtype=np.int32)
+    return features, rng.integers(0, 2, (count, candidates)).astype(np.float32)
+
+
+class RandomRequests(RequestBuilder):
+    """A prepared data set of random requests, written as every other."""
+
+    VERSION = "1.0.0"
+    features = FEATURES
+
+    def __init__(self, *, data_dir, count=20_000, history_length=1000):
+        self.count = count
+        self.history_length = history_length
+        super().__init__(raw_dir=data_dir, data_dir=data_dir)
+
+    def convert(self):
+        made = schema(self.history_length)
+        return made, {}, {"train": self._requests(made)}
+
+    def _requests(self, made):
+        for start in range(0, self.count, 1000):
+            features, labels = requests(made, min(1000, self.count - start), seed=start)
+            for i, label in enumerate(labels):
+                request = {name: value[i] for name, value in features.items()}
+                yield start + i, {**request, "label": label, "group_id": start + i}
