@@ -28,7 +28,7 @@ def evaluate(model, data, split, batch_size):
         `click_rate`, `seconds`, `samples_per_second`.
     """
     start = time.perf_counter()
-    progress = keras.utils.Progbar(data.num_batches(split, batch_size), unit_name=split)
+    progress = keras.utils.Progbar(data.num_batches(split, batch_size))
     scores, labels, groups = [], [], []
     for features, label, weight, group_id in data.batches(split, batch_size, with_group_id=True):
         real = weight.numpy() > 0

@@ -63,8 +63,11 @@ class Run:
         self._scalars = Scalars(self.directory / "tensorboard")
         self._seconds = tf.Variable(0.0, dtype=tf.float64)
         model.optimizer.build(model.trainable_variables)
+        # TensorFlow follows a Keras 3 model to its trainable weights only: no moving averages, no
+        # states of random generators.
+        state = [*model.variables, *model.optimizer.variables]
         checkpoint = tf.train.Checkpoint(
-            model=model, optimizer=model.optimizer, seconds=self._seconds
+            state=[variable.value for variable in state], seconds=self._seconds
         )
         self._manager = tf.train.CheckpointManager(
             checkpoint, str(self.directory / "checkpoints"), max_to_keep=2
@@ -112,6 +115,7 @@ class Run:
             batches,
             initial_epoch=epoch,
             epochs=epoch + 1,
+            shuffle=False,
             callbacks=[clock, checkpoints, self._scalars],
         )
 

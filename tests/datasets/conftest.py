@@ -21,7 +21,9 @@ def read_requests():
         values = {}
         for table in schema.tables:
             if table.kind == "vocabulary":
-                lines = pathlib.Path(schema.vocabulary_path(table)).read_bytes().decode().split("\n")
+                lines = (
+                    pathlib.Path(schema.vocabulary_path(table)).read_bytes().decode().split("\n")
+                )
                 convert = int if table.dtype == "int64" else str
                 values[table.name] = [None, "?", *map(convert, lines[:-1])]
         examples = tfds.builder_from_directory(str(directory)).as_dataset(split=split)

@@ -152,6 +152,7 @@ def test_bad_rows_are_counted_with_file_and_line(tmp_path):
         "lists of unequal length": _row(history="apple;pear", ages="5"),
         "avg_price has what is no number": _row(avg_price="cheap"),
         "hours has what is no number": _row(hours="noon"),
+        "weekdays has what is no number": _row(weekdays="inf"),
         "timediff_list has what is no number": _row(history="apple;pear", ages="5;soon"),
         "not 39 columns, cut": good[:30],
     }
@@ -167,6 +168,31 @@ def test_bad_rows_are_counted_with_file_and_line(tmp_path):
     assert found == expected
     assert (source["read"], source["kept"]) == (2 * len(bad), len(bad))
     assert len(requests["test"]) == len(bad)
+
+
+def test_rows_after_a_bad_one_keep_what_is_theirs(tmp_path):
+    names = ("apple", "pear", "plum", "fig")
+    days = {1: [_row(item=name, category=name) for name in names] * 2}
+    days[8] = [
+        _row(1, item="apple", category="apple", history="pear", ages="9"),
+        _row(0, item="fig", category="fig", history="fig;fig", ages="9;8", weekdays="Monday"),
+        _row(0, item="pear", category="pear"),
+        _row(1, item="plum", category="plum", history="apple;fig", ages="9;8"),
+    ]
+    schema, _, requests = _prepare(tmp_path, days)
+    read = {
+        _raw(schema, "item_id", int(request["item_id"][0])): (
+            _raw(schema, "category_1_id", int(request["category_1_id"][0])),
+            int(request["label"][0]),
+            _items(schema, request),
+        )
+        for request in requests["test"]
+    }
+    assert read == {
+        "apple": ("apple", 1, ["pear"]),
+        "pear": ("pear", 0, []),
+        "plum": ("plum", 1, ["apple", "fig"]),
+    }
 
 
 def test_chunks_do_not_change_the_requests(tmp_path, monkeypatch):
@@ -185,9 +211,10 @@ def test_chunks_do_not_change_the_requests(tmp_path, monkeypatch):
 
 
 def test_parts_of_a_day_come_in_the_order_of_their_numbers(tmp_path):
-    for name in ("D1_10.csv", "D1_9.csv", "D1_0.probability.csv", "D11_0.csv"):
+    names = [f"D1_{part}.csv" for part in range(30)]
+    for name in (*reversed(names), "D1_x.csv", "D1_0.probability.csv", "D11_0.csv"):
         (tmp_path / name).touch()
-    assert [path.name for path in ele_me.day_files(tmp_path, 1)] == ["D1_9.csv", "D1_10.csv"]
+    assert [path.name for path in ele_me.day_files(tmp_path, 1)] == names
 
 
 def test_a_missing_day_is_named(tmp_path):

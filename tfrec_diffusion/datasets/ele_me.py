@@ -268,7 +268,7 @@ def _values(column, texts):
         return np.where(missing, np.nan, numbers), ~missing & ~np.isfinite(numbers)
     if column == "gender":
         missing |= numbers == _NO_GENDER
-    bad = ~missing & ~(numbers == np.floor(numbers))
+    bad = ~missing & ~((numbers == np.floor(numbers)) & (np.abs(numbers) < 2**53))
     return np.where(missing | bad, -1, numbers).astype(np.int64), bad
 
 

@@ -68,8 +68,8 @@ class Logs(requests.RequestBuilder):
             self._interleave(
                 database, self._load(database, "impressions"), self._load(database, "behaviors")
             )
-        except ValueError as error:
-            raise ValueError(f"{self._spec_path}: {error}") from error
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"{self._spec_path}: {error}") from error
         vocabs = {name: self._vocabulary(database, name) for name in self._spec.tables}
         tables_ = [vocabulary.table() for vocabulary in vocabs.values()]
         schema_ = schema.Schema(self._spec_path.stem, self.features, tables_, self.history_length)

@@ -82,10 +82,6 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             <data_dir>/<name>/<config>/<version>.
     """
 
-    # TFDS would look beside the code for checksums of downloads, by way of a package that it does
-    # not require. Nothing is downloaded.
-    url_infos = types.MappingProxyType({})
-
     def __init__(self, *, raw_dir, data_dir, config=None):
         if raw_dir is None:
             raise ValueError("`raw_dir` must be the directory of the raw files. Received: None")
@@ -177,6 +173,10 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(
             builder=self, features=tfds.features.FeaturesDict(features), homepage=None
         )
+
+    def _make_download_manager(self, **_):
+        # Nothing is downloaded, and TFDS's manager makes empty directories in `data_dir`.
+        return types.SimpleNamespace(downloaded_size=0)
 
     def _generate_splits(self, dl_manager, download_config):
         # TFDS's own loop around the same writer serializes the entries of a record in arbitrary

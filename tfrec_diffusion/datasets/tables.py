@@ -54,8 +54,8 @@ def column_names(path):
         return list(_parquet_types(path))
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            return next(csv.reader(file), [])
+        with opener(path, "rb") as file:
+            return next(csv.reader([file.readline().decode("utf-8-sig")]), [])
     except (EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} must be a CSV file in UTF-8: {error}") from error
 

@@ -1,0 +1,387 @@
+import collections
+import copy
+import csv
+import gzip
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tfrec_diffusion import schema as schema_lib
+from tfrec_diffusion.datasets.logs_spec import Spec
+from tfrec_diffusion.prepare import _report, prepare
+
+SPEC = {
+    "splits": {"train_until": "1970-01-01T00:01:40", "validation_until": "1970-01-01T00:03:20"},
+    "impressions": {
+        "files": "impressions.csv",
+        "user": "who",
+        "time": "at",
+        "time_unit": "s",
+        "label": "clicked",
+        "join": [{"files": "users.csv", "on": "who"}],
+    },
+    "behaviors": {
+        "files": "behaviors.csv",
+        "user": "user",
+        "time": "ms",
+        "time_unit": "ms",
+        "keep": {"event": ["click", "buy"]},
+        "join": [{"files": "items.csv", "on": "item"}],
+    },
+    "tables": {
+        "user": {"kind": "hash", "dtype": "string", "buckets": 50},
+        "age": {"kind": "boundaries", "dtype": "float32", "buckets": 2},
+        "item": {"kind": "vocabulary", "dtype": "int64"},
+        "shop": {"kind": "vocabulary", "dtype": "string", "min_count": 2},
+    },
+    "features": {
+        "user": {"group": "user", "column": "who", "table": "user"},
+        "age": {"group": "user", "column": "age", "table": "age"},
+        "item": {"group": "candidate", "column": "item", "table": "item"},
+        "shop": {"group": "candidate", "column": "shop", "table": "shop"},
+        "history_item": {"group": "history", "column": "item", "table": "item"},
+        "history_shop": {"group": "history", "column": "shop", "table": "shop"},
+    },
+}
+
+# Unsorted. Training ends at 100 s, validation at 200 s.
+IMPRESSIONS = """\
+at,who,item,shop,clicked,unused
+250,bob,7,x,1,
+50,ann,7,x,1,
+30,ann,8,,0,
+150,ann,9,y,1,
+60,bob,9,x,0,
+40,cat,,x,0,
+"""
+BEHAVIORS = """\
+user,item,event,ms
+ann,2,click,30000
+ann,1,click,10000
+ann,3,watch,11000
+ann,4,buy,29999
+ann,5,click,30000
+bob,1,click,199000
+ann,6,click,100000
+zoe,1,click,5
+bob,,click,6
+"""
+USERS = "who,age\nann,30\nbob,20\nbob,99\n"
+ITEMS = "item,shop\n1,x\n2,z\n4,\n6,z\n"
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """`prepared(spec, files, **options)`: directory of the requests of hand-written tables."""
+
+    def make(spec=SPEC, files=(), **options):
+        files = {
+            "impressions.csv": IMPRESSIONS,
+            "behaviors.csv": BEHAVIORS,
+            "users.csv": USERS,
+            "items.csv": ITEMS,
+            **dict(files),
+        }
+        raw_dir = tmp_path / f"raw{len(list(tmp_path.iterdir()))}"
+        raw_dir.mkdir()
+        for name, content in files.items():
+            if content is not None:
+                (raw_dir / name).write_bytes(
+                    content if isinstance(content, bytes) else content.encode()
+                )
+        path = raw_dir / "shop.json"
+        path.write_text(spec if isinstance(spec, str) else json.dumps(spec))
+        return prepare(
+            "logs", raw_dir=raw_dir, data_dir=raw_dir / "data", spec=str(path), **options
+        )
+
+    return make
+
+
+def changed(**values):
+    """SPEC with `a__b=value` for spec["a"]["b"] = value; a value of None removes the key."""
+    spec = copy.deepcopy(SPEC)
+    for path, value in values.items():
+        *parents, key = path.split("__")
+        place = spec
+        for parent in parents:
+            place = place[parent]
+        if value is None:
+            del place[key]
+        else:
+            place[key] = value
+    return spec
+
+
+def by_label(requests, *names):
+    return sorted((r["label"], *(r[name] for name in names)) for r in requests)
+
+
+def test_worked_out_by_hand(prepared, read_requests):
+    directory = prepared()
+    assert directory.parts[-3:] == ("logs", "shop", "1.0.0")
+    # ann at 30 s: the behaviors at 10 and 29.999 s, not those at 30 s nor the watch. Shop z was
+    # seen once in training; item 4 has no shop. At 50 s: 2 before 5, as in the file.
+    # Item 6 was bought when training ended, so that it is unknown.
+    train = read_requests(directory, "train")
+    assert by_label(train, "item", "shop", "history_item", "history_shop") == [
+        ([0.0], [8], [None], [1, 4], ["x", None]),
+        ([0.0], [9], ["x"], [], []),
+        ([1.0], [7], ["x"], [1, 4, 2, 5], ["x", None, "?", None]),
+    ]
+    (validation,) = read_requests(directory, "validation")
+    assert validation["item"] == [9]
+    assert validation["shop"] == ["?"]
+    assert validation["history_item"] == [1, 4, 2, 5, "?"]
+    (test,) = read_requests(directory, "test")
+    assert (test["item"], test["history_item"]) == ([7], [1])
+    # The same user has the same number, another one another.
+    numbers = {r["item"][0]: r["group_id"] for r in train}
+    assert numbers[7] == numbers[8] == validation["group_id"] != numbers[9] == test["group_id"]
+    # Ages 30, 30 and 20 in training: two intervals that part at 30. The first row of bob counts.
+    ages = {r["item"][0]: r["age"] for r in train}
+    assert ages == {7: 3, 8: 3, 9: 2}
+    schema = schema_lib.Schema.load(directory)
+    assert schema.name == "shop"
+    assert schema.history_length == 100
+    assert schema.table("age").boundaries == (30.0,)
+
+
+def test_report(prepared):
+    report = _report(prepared())
+    dropped = {
+        source: {reason: drop["rows"] for reason, drop in rows["dropped"].items()}
+        for source, rows in report["sources"].items()
+    }
+    assert dropped == {
+        "impressions": {"no item": 1},
+        "impressions join users.csv": {"who repeated": 1},
+        "behaviors": {"event not kept": 1, "no item": 1},
+        "behaviors join items.csv": {},
+    }
+    assert report["splits"]["train"]["label_rate"] == 1 / 3
+
+
+def test_history_keeps_the_newest(prepared, read_requests):
+    directory = prepared(history_length=2)
+    requests = read_requests(directory, "train")
+    assert by_label(requests, "history_item")[2] == ([1.0], [2, 5])
+
+
+def test_unusable_rows_are_counted(prepared):
+    rows = [
+        "50,,7,x,1,",  # no user
+        ",ann,7,x,1,",  # no time
+        "-5,ann,7,x,1,",  # before 1970
+        "99999999999999,ann,7,x,1,",  # after 2262
+        "50,ann,7,x,,",  # no label
+        "50,ann,7,x,2,",
+        "50,ann,7,x,0.5,",
+        "50,ann,7,x,yes,",
+        "50,ann,7,x",
+        "5o,ann,7,x,1,",
+    ]
+    directory = prepared(files={"impressions.csv": IMPRESSIONS + "\n".join(rows)})
+    impressions = _report(directory)["sources"]["impressions"]
+    assert impressions["read"] == 16
+    assert impressions["kept"] == 5
+    reasons = {reason: drop["rows"] for reason, drop in impressions["dropped"].items()}
+    assert reasons == {
+        "at is not a number": 1,
+        "clicked is not a number": 1,
+        "too few columns": 1,
+        "no user": 1,
+        "no time, or out of range": 3,
+        "label neither 0 nor 1": 3,
+        "no item": 1,
+    }
+    places = impressions["dropped"]["too few columns"]["places"]
+    assert places == ["impressions.csv:16"]
+
+
+def test_integer_users(prepared, read_requests):
+    spec = changed(tables__user={"kind": "vocabulary", "dtype": "int64"})
+    names = {"ann": "3", "bob": "10", "cat": "5", "zoe": "7"}
+    files = {}
+    for file, content in (
+        ("impressions.csv", IMPRESSIONS),
+        ("behaviors.csv", BEHAVIORS),
+        ("users.csv", USERS),
+    ):
+        for name, number in names.items():
+            content = content.replace(name, number)
+        files[file] = content
+    directory = prepared(spec, files)
+    (test,) = read_requests(directory, "test")
+    assert (test["user"], test["history_item"]) == (10, [1])
+
+
+def test_parquet_gzip_and_several_files_give_the_same(prepared, digests, tmp_path):
+    header, *rows = IMPRESSIONS.splitlines(keepends=True)
+    pd.read_csv(io.StringIO(BEHAVIORS)).astype({"item": "Int64"}).to_parquet(
+        tmp_path / "behaviors.parquet"
+    )
+    spec = changed(impressions__files="part-*.csv.gz", behaviors__files="behaviors.parquet")
+    directory = prepared(
+        spec,
+        {
+            "part-0.csv.gz": gzip.compress((header + "".join(rows[:2])).encode()),
+            "part-1.csv.gz": gzip.compress((header + "".join(rows[2:])).encode()),
+            "behaviors.parquet": (tmp_path / "behaviors.parquet").read_bytes(),
+        },
+    )
+    one, other = digests(prepared()), digests(directory)
+    assert one.pop("report.json") != other.pop("report.json")
+    assert one == other
+
+
+def test_time_zone(prepared):
+    spec = changed(
+        splits={"train_until": "1970-01-01T08:01:40", "validation_until": "1970-01-01T00:03:20Z"}
+    )
+    spec["time_zone_hours"] = 8
+    counts = _report(prepared(spec))["splits"]
+    assert [counts[split]["requests"] for split in ("train", "validation", "test")] == [3, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("{", "shop.json: Expecting property name"),
+        ("[]", r"'the whole' must be an object. It is: \[\]"),
+        (changed(extra=1), "'extra' is not a key; there are impressions, behaviors"),
+        (changed(impressions__joins=[]), "'impressions.joins' is not a key; there are files"),
+        (changed(splits=None), "'splits' is missing"),
+        (changed(impressions__label=None), "'impressions.label' must be the name of a column"),
+        (changed(behaviors__time_unit="minutes"), "'behaviors.time_unit' must be one of"),
+        (changed(impressions__join=[{"files": "x"}]), r"'impressions.join\[0\].on' is missing"),
+        (changed(impressions__user=5), "'impressions.user' must be a text. It is: 5"),
+        (changed(tables__shop__min_count="2"), "'tables.shop.min_count' must be an integer"),
+        (changed(tables__shop__min_count=True), "'tables.shop.min_count' must be an integer"),
+        (changed(tables__shop__min_count=0), "'tables.shop.min_count' must be a positive"),
+        (changed(tables__user__buckets=0), "'tables.user.buckets' must be at least 1. It is: 0"),
+        (changed(tables__age__buckets=1), "'tables.age.buckets' must be at least 2"),
+        (changed(tables__shop__kind="list"), "`kind` must be one of .* Received: 'list'"),
+        (changed(tables__shop__dtype="float32"), "`dtype` of a vocabulary table must be one of"),
+        (changed(features__shop__group="item"), "`group` must be one of .* Received: 'item'"),
+        (changed(features__shop__table="no"), "names the table 'no'; there are"),
+        (changed(features__history_shop__table="age"), "no candidate or context feature shares"),
+        (changed(splits__train_until="soon"), "'splits.train_until' must be a time in ISO 8601"),
+        (changed(splits__train_until="1971-01-01"), "'splits.validation_until' must be a time af"),
+        (changed(behaviors__keep={"event": "click"}), "'behaviors.keep.event' must be a list"),
+        # Against the files.
+        (changed(impressions__files="no*.csv"), r"must hold a file 'no\*.csv'. It holds: behav"),
+        (changed(impressions__label="click"), "must have a column 'click'. It has: at, who, item"),
+        (changed(features__age__column="born"), "impressions must have a column 'born' in one of"),
+        (
+            changed(impressions__join=[{"files": "items.csv", "on": "who"}]),
+            "items.csv must have a c",
+        ),
+    ],
+)
+def test_wrong_specs(prepared, spec, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        prepared(spec)
+    assert "shop.json: " in str(error.value)
+
+
+def test_one_column_has_one_type(prepared):
+    spec = changed(features__shop__column="item")
+    with pytest.raises(ValueError, match="column 'item' of impressions must be of one type"):
+        prepared(spec)
+
+
+def test_empty_split(prepared):
+    spec = changed(splits__validation_until="1975-01-01")
+    with pytest.raises(ValueError, match="split 'test' of logs got no request"):
+        prepared(spec)
+
+
+def test_changed_spec_under_the_same_name(prepared, tmp_path):
+    directory = prepared()
+    raw_dir = directory.parents[3]
+    spec = raw_dir / "shop.json"
+    arguments = {"raw_dir": raw_dir, "data_dir": raw_dir / "data", "spec": str(spec)}
+    spec.write_text(json.dumps({**SPEC, "comment": "the same"}))
+    assert prepare("logs", **arguments) == directory
+    changed_spec = changed(features__shop=None, features__history_shop=None, tables__shop=None)
+    spec.write_text(json.dumps(changed_spec))
+    with pytest.raises(ValueError, match=r"was prepared with spec='shop.json \(.*--overwrite"):
+        prepare("logs", **arguments)
+    prepare("logs", **arguments, overwrite=True)
+    assert "shop" not in [f.name for f in schema_lib.Schema.load(directory).features]
+
+
+@pytest.mark.slow
+def test_real_sample(samples, tmp_path, read_requests):
+    directory = prepare(
+        "logs", raw_dir=samples / "kuairand", data_dir=tmp_path, spec="experiments/kuairand.json"
+    )
+    splits = _report(directory)["splits"]
+    assert {split: counts["requests"] for split, counts in splits.items()} == {
+        "train": 171_805,
+        "validation": 27_206,
+        "test": 29_318,
+    }
+
+    # An independent reading of the raw files, in Python: each request of the test, by what it says.
+    def rows(name):
+        with gzip.open(samples / "kuairand" / name, "rt", newline="") as file:
+            yield from csv.DictReader(file)
+
+    tags = {row["video_id"]: row["tag"] for row in rows("videos.csv.gz")}
+    histories = collections.defaultdict(list)
+    for row in rows("behaviors.csv.gz"):
+        if row["event"] != "watch":
+            histories[row["user_id"]].append((int(row["time_ms"]), row["video_id"]))
+    seen = collections.defaultdict(set)
+    train_until = 1651680000000  # 5 May 2022, 00:00 in China
+    for history in histories.values():
+        history.sort(key=lambda behavior: behavior[0])
+        seen["video"].update(video for time, video in history if time < train_until)
+    impressions = list(rows("impressions.csv.gz"))
+    for row in impressions:
+        if int(row["time_ms"]) < train_until:
+            seen["video"].add(row["video_id"])
+            seen["user"].add(row["user_id"])
+
+    def known(table, value):
+        return int(value) if value in seen[table] else "?"
+
+    expected = collections.Counter()
+    for row in impressions:
+        time = int(row["time_ms"])
+        if time >= train_until + 2 * 24 * 60 * 60 * 1000:
+            past = [b for b in histories[row["user_id"]] if b[0] < time][-100:]
+            videos = tuple(known("video", video) for _, video in past)
+            past_tags = tuple(tags[video] or None for _, video in past)
+            expected[
+                known("user", row["user_id"]),
+                known("video", row["video_id"]),
+                float(row["is_click"]),
+                int(row["tab"]),
+                int(row["hour"]),
+                videos,
+                past_tags,
+            ] += 1
+    found = collections.Counter(
+        (
+            r["user"],
+            r["video"][0],
+            r["label"][0],
+            r["tab"],
+            r["hour"],
+            tuple(r["history_video"]),
+            tuple(r["history_tag"]),
+        )
+        for r in read_requests(directory, "test")
+    )
+    assert found == expected
+
+
+def test_example_spec_is_valid():
+    spec = Spec.load("experiments/kuairand.json")
+    assert np.datetime64(spec.train_until, "ns") == np.datetime64("2022-05-04T16:00")

@@ -1,0 +1,142 @@
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tfrec_diffusion.prepare import prepare
+
+RAW = "".join(
+    f"{u},{u * 7 % 40 + t},{t},pv,{1511539200 + t}\n" for u in range(50) for t in range(6)
+)
+
+
+@pytest.fixture
+def raw_dir(tmp_path):
+    path = tmp_path / "raw"
+    path.mkdir()
+    (path / "UserBehavior.csv").write_text(RAW)
+    return path
+
+
+@pytest.fixture
+def command(tmp_path, raw_dir):
+    """Runs the command: `command("--dataset=taobao", ...)`."""
+
+    def run(*arguments):
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "tfrec_diffusion.prepare"),
+                *(f"--raw_dir={raw_dir}", f"--data_dir={tmp_path / 'data'}", *arguments),
+            ],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+
+    return run
+
+
+def digests(directory):
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def last_line(done):
+    assert "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_command(command, tmp_path):
+    directory = tmp_path / "data" / "taobao" / "1.0.0"
+    done = command("--dataset=taobao", "--set=history_length=3", "--set=protocol=last_behaviors")
+    assert done.returncode == 0
+    assert "behaviors                                    300         300" in done.stdout
+    assert f"Prepared: {directory}" in done.stdout
+    before = digests(directory)
+
+    again = command("--dataset=taobao", "--set=history_length=3")
+    assert again.returncode == 0
+    assert f"Was already there: {directory}" in again.stdout
+
+    other = command("--dataset=taobao")
+    assert other.returncode == 2
+    assert "was prepared with history_length=3, not 200: give --overwrite" in last_line(other)
+    assert digests(directory) == before
+
+    overwritten = command("--dataset=taobao", "--overwrite")
+    assert overwritten.returncode == 0
+    assert digests(directory) != before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--dataset"),
+        (("--dataset=tabao",), "`dataset` must be one of ['logs', 'synthetic', 'taobao']"),
+        (("--dataset=taobao", "--set=lenght=3"), "one of: history_length=200, min_count=1"),
+        (("--dataset=logs",), "`spec` must be the path of a JSON file"),
+        (("--dataset=logs", "--set=spec=no.json"), "Received: no.json"),
+        (("--dataset=taobao", "--raw_dir=/none"), "/none must hold UserBehavior.csv"),
+    ],
+)
+def test_wrong_flags_are_one_line(command, arguments, message):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert message in last_line(done)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_command_leaves_nothing_whole_and_starts_clean(tmp_path, raw_dir, how):
+    line = (raw_dir / "UserBehavior.csv").read_text()
+    (raw_dir / "UserBehavior.csv").write_text(
+        "".join(line.replace(",pv,", f"{n},pv,") for n in range(1000))
+    )
+    directory = tmp_path / "data" / "taobao"
+    arguments = [f"--raw_dir={raw_dir}", f"--data_dir={tmp_path / 'data'}", "--dataset=taobao"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tfrec_diffusion.prepare", *arguments, "--set=train_positives=5000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not list(directory.glob("incomplete.*")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(how)
+    assert process.wait() == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    assert not (directory / "1.0.0").exists()
+    (raw_dir / "UserBehavior.csv").write_text(RAW)
+    whole = prepare("taobao", raw_dir=raw_dir, data_dir=tmp_path / "data")
+    assert list(directory.iterdir()) == [whole]
+
+
+def test_same_input_same_bytes(tmp_path, raw_dir):
+    one = prepare("taobao", raw_dir=raw_dir, data_dir=tmp_path / "a")
+    other = prepare("taobao", raw_dir=raw_dir, data_dir=tmp_path / "b")
+    assert digests(one) == digests(other)
+
+
+def test_what_is_there_is_left_alone(tmp_path, raw_dir):
+    one = prepare("taobao", raw_dir=raw_dir, data_dir=tmp_path)
+    times = {path: path.stat().st_mtime_ns for path in one.rglob("*")}
+    (raw_dir / "UserBehavior.csv").unlink()
+    assert prepare("taobao", raw_dir=raw_dir, data_dir=tmp_path) == one
+    # Nor does a failing --overwrite destroy it.
+    with pytest.raises(FileNotFoundError):
+        prepare("taobao", raw_dir=raw_dir, data_dir=tmp_path, overwrite=True)
+    assert {path: path.stat().st_mtime_ns for path in one.rglob("*")} == times
+
+
+def test_something_else_is_there(tmp_path, raw_dir):
+    (tmp_path / "taobao" / "1.0.0").mkdir(parents=True)
+    with pytest.raises(ValueError, match="is not a prepared data set"):
+        prepare("taobao", raw_dir=raw_dir, data_dir=tmp_path)

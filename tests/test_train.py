@@ -1,0 +1,191 @@
+"""The commands as a user runs them, on a small synthetic data set."""
+
+import contextlib
+import importlib
+import io
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tfrec_diffusion import flags, models
+from tfrec_diffusion.evaluate import load_model
+from tfrec_diffusion.prepare import prepare
+
+REPOSITORY = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    prepare(
+        "synthetic", data_dir=directory, users=300, items=200, categories=20, history_length=10
+    )
+    return directory
+
+
+def run(command, *arguments):
+    """Runs a command in this process; returns its exit status, stdout and stderr."""
+    module = importlib.import_module(f"tfrec_diffusion.{command}")
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as stdout,
+        contextlib.redirect_stderr(io.StringIO()) as stderr,
+        pytest.raises(SystemExit) as stop,
+    ):
+        flags.run(module.main, getattr(flags, command), [command, *arguments])
+    return stop.value.code or 0, stdout.getvalue(), stderr.getvalue()
+
+
+def interrupt(model_dir, number, command, *arguments):
+    """Starts a command, sends it a signal after its first checkpoint; its exit status, stdout."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"tfrec_diffusion.{command}", *arguments],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while not (model_dir / "checkpoints" / "checkpoint").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    stdout, _ = process.communicate()
+    return process.returncode, stdout
+
+
+def train_arguments(data_dir, model_dir, *more):
+    return (
+        "train",
+        "--dataset=synthetic",
+        f"--data_dir={data_dir}",
+        f"--model_dir={model_dir}",
+        "--batch_size=32",
+        "--epochs=2",
+        "--checkpoint_every=20",
+        "--set=dropout=0.1",
+        "--set=tower_units=16,8",
+        "--nojit_compile",
+        *more,
+    )
+
+
+def weights_and_metrics(model_dir):
+    metrics = json.loads((model_dir / "metrics.json").read_text())
+    for split in metrics["splits"].values():
+        del split["seconds"], split["samples_per_second"]
+    validation = [(epoch["auc"], epoch["log_loss"]) for epoch in metrics["validation_by_epoch"]]
+    return load_model(model_dir).get_weights(), metrics["splits"], metrics["steps"], validation
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data_dir, tmp_path_factory):
+    model_dir = tmp_path_factory.mktemp("uninterrupted")
+    code, stdout, stderr = run(*train_arguments(data_dir, model_dir))
+    assert code == 0, stderr
+    assert "best reachable" in stdout
+    return model_dir
+
+
+def test_a_run_leaves_metrics_a_model_and_events(uninterrupted):
+    metrics = json.loads((uninterrupted / "metrics.json").read_text())
+    assert set(metrics["splits"]) == {"validation", "test"}
+    assert metrics["splits"]["test"].keys() >= {"auc", "gauc", "log_loss", "samples_per_second"}
+    assert 0.5 < metrics["splits"]["test"]["auc"] < metrics["best_reachable"]["test"]["auc"]
+    assert metrics["flags"]["batch_size"] == 32 and metrics["versions"]["keras"]
+    best = max(epoch["auc"] for epoch in metrics["validation_by_epoch"])
+    assert metrics["splits"]["validation"]["auc"] == best
+    assert list(uninterrupted.glob("tensorboard/events*"))
+    assert (uninterrupted / "vocabularies").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_resumes_to_the_same_result(
+    data_dir, uninterrupted, tmp_path, number
+):
+    arguments = train_arguments(data_dir, tmp_path)
+    code, stdout = interrupt(tmp_path, number, *arguments)
+    if number == signal.SIGKILL:
+        assert code == -number
+    else:
+        assert code == 128 + number
+        assert "the same command goes on from here" in stdout
+    assert not (tmp_path / "metrics.json").exists()
+
+    code, stdout, stderr = run(*arguments)
+    assert code == 0, stderr
+    assert "resuming epoch" in stdout
+    ours, expected = weights_and_metrics(tmp_path), weights_and_metrics(uninterrupted)
+    for weight, expected_weight in zip(ours[0], expected[0], strict=True):
+        np.testing.assert_array_equal(weight, expected_weight)
+    assert ours[1:] == expected[1:]
+
+
+def test_a_finished_run_is_not_trained_again(data_dir, uninterrupted):
+    code, stdout, _ = run(*train_arguments(data_dir, uninterrupted))
+    assert code == 0
+    assert "is trained already" in stdout and "loss:" not in stdout
+
+
+def test_evaluate_and_export(data_dir, uninterrupted, tmp_path):
+    code, stdout, stderr = run("evaluate", f"--model_dir={uninterrupted}", "--split=test")
+    assert code == 0, stderr
+    metrics = json.loads((uninterrupted / "metrics.json").read_text())
+    assert f"test: auc {metrics['splits']['test']['auc']:.4f}" in stdout
+    code, stdout, stderr = run(
+        "export", f"--model_dir={uninterrupted}", f"--export_dir={tmp_path}"
+    )
+    assert code == 0, stderr
+    assert stdout.split()[-1] == str(tmp_path / "1")
+    assert (tmp_path / "1" / "saved_model.pb").exists()
+
+
+def test_flag_files_nest(data_dir, uninterrupted, tmp_path):
+    (tmp_path / "inner.flags").write_text("# a comment\n--model=dinn\n")
+    (tmp_path / "outer.flags").write_text(f"--flagfile={tmp_path}/inner.flags\n--dataset=synthetic")
+    code, _, stderr = run(
+        "train", f"--flagfile={tmp_path}/outer.flags", f"--model_dir={tmp_path}/model"
+    )
+    assert code == 2
+    assert stderr == f"error: `model` must be one of {sorted(models.MODELS)}. Received: 'dinn'\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--bach_size=3"), "Unknown command line flag 'bach_size'"),
+        (("train", "--batch_size=many"), "flag --batch_size=many"),
+        (("train", "--batch_size=0"), "flag --batch_size=0"),
+        (("train", "--flagfile=not/there.flags"), "not/there.flags"),
+        (("train", "--dataset=synthetic"), "--model_dir"),
+        (("train", "--dataset=taobao", "--model_dir=x", "--data_dir=no"), "no prepared data set in"),
+        (("train", "--dataset=taobao", "--model_dir=x", "--set=unit=3"), "tower_units=(200, 80)"),
+        (("train", "--dataset=taobao", "--model_dir=x", "extra"), "Received: extra"),
+        (("evaluate", "--model_dir=not/there"), "not/there/model.keras is missing"),
+        (("export", "--model_dir=not/there", "--export_dir=x"), "not/there/model.keras is missing"),
+        (("prepare", "--dataset=tabao"), "`dataset` must be one of"),
+    ],
+)
+def test_wrong_flags_are_one_line(arguments, message):
+    code, stdout, stderr = run(*arguments)
+    assert code == 2
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1 and message in stderr
+    assert stdout == ""
+
+
+def test_other_flags_do_not_continue_a_run(data_dir, uninterrupted):
+    arguments = train_arguments(data_dir, uninterrupted, "--learning_rate=0.5")
+    code, _, stderr = run(*arguments)
+    assert code == 2
+    assert "--learning_rate=0.5 (was 0.001)" in stderr and stderr.count("\n") == 1
+
+
+def test_a_wrong_split_lists_those_there_are(uninterrupted):
+    code, _, stderr = run("evaluate", f"--model_dir={uninterrupted}", "--split=tset")
+    assert code == 2
+    assert stderr == (
+        "error: `split` must be one of ['test', 'train', 'validation']. Received: 'tset'\n"
+    )
