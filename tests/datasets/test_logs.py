@@ -202,6 +202,13 @@ def test_unusable_rows_are_counted(prepared):
     assert places == ["impressions.csv:16"]
 
 
+def test_value_with_a_line_break_is_unknown_and_counted(prepared, read_requests):
+    directory = prepared(changed(tables__shop__min_count=1), {"items.csv": 'item,shop\n1,"p\nq"\n'})
+    assert _report(directory)["shop: values with a line break, taken for unknown"] == 1
+    (test,) = read_requests(directory, "test")
+    assert test["history_shop"] == ["?"]
+
+
 def test_integer_users(prepared, read_requests):
     spec = changed(tables__user={"kind": "vocabulary", "dtype": "int64"})
     names = {"ann": "3", "bob": "10", "cat": "5", "zoe": "7"}

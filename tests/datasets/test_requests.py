@@ -153,14 +153,14 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
 
 def test_a_killed_run_leaves_nothing_that_looks_whole_and_the_next_starts_clean(tmp_path):
     process = multiprocessing.get_context("spawn").Process(
-        target=_write, args=(Endless, tmp_path, tmp_path / "data")
+        target=_write, args=(Endless, tmp_path, tmp_path / "data"), daemon=True
     )
     process.start()
     directory = tmp_path / "data" / "endless"
     while not list(directory.glob("incomplete.*")):
         time.sleep(0.02)
     with pytest.raises(BlockingIOError, match="another process is preparing"):
-        Endless(raw_dir=tmp_path, data_dir=tmp_path / "data").write()
+        _Interrupted(raw_dir=tmp_path, data_dir=tmp_path / "data").write()
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL

@@ -227,6 +227,10 @@ class Logs(requests.RequestBuilder):
         counts = database.columns(
             f"SELECT value, count(*) AS n FROM ({seen}) GROUP BY value ORDER BY value"
         )
+        if table.dtype == "string":
+            broken = int(vocabularies.has_line_break(counts["value"]).sum())
+            if broken:
+                self.report.note(f"{name}: values with a line break, taken for unknown", broken)
         if table.kind == "boundaries":
             return vocabularies.Boundaries.from_counts(
                 name, counts["value"], counts["n"], buckets=table.buckets

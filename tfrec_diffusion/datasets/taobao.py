@@ -19,10 +19,9 @@ _CHINA = datetime.timezone(datetime.timedelta(hours=8))
 _FIRST_SECOND = int(datetime.datetime(2017, 11, 25, tzinfo=_CHINA).timestamp())
 _END_SECOND = int(datetime.datetime(2017, 12, 4, tzinfo=_CHINA).timestamp())
 _PROTOCOLS = ("last_behaviors", "by_user")
-_CANDIDATES = 100
-
+# One of ten equal parts of the users.
 _FOLD = 'md5_number_lower("user"::VARCHAR) % 10'
-_NUMBER_OF_CANDIDATES = 100
+_CANDIDATES = 100
 
 
 class _Split(NamedTuple):
@@ -116,7 +115,7 @@ class Taobao(requests.RequestBuilder):
             "validation": (1, everywhere),
             "test": (1, everywhere),
             "test_popularity": (1, items.counts),
-            "test_99": (_NUMBER_OF_CANDIDATES - 1, everywhere),
+            "test_99": (_CANDIDATES - 1, everywhere),
         }
         requests_ = {
             name: self._requests(database, items, vocabs, name, count, weights)

@@ -16,7 +16,7 @@ class TableEmbedding(keras.layers.Layer):
     Args:
         rows: Number of rows, with row 0.
         dim: Width.
-        embeddings_initializer: For the rows from 1.
+        stddev: Standard deviation of the initial rows from 1.
 
     Call arguments:
         indices: int (...), in [0, rows).
@@ -25,16 +25,17 @@ class TableEmbedding(keras.layers.Layer):
         (..., dim).
     """
 
-    def __init__(self, rows, dim, embeddings_initializer="uniform", **kwargs):
+    def __init__(self, rows, dim, stddev=0.01, **kwargs):
         super().__init__(**kwargs)
         self.rows = rows
         self.dim = dim
-        self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
+        self.stddev = stddev
 
     def build(self, input_shape=None):
+        normal = keras.initializers.RandomNormal(stddev=self.stddev)
+
         def padding_row_zero(shape, dtype=None):
-            rest = self.embeddings_initializer((shape[0] - 1, shape[1]), dtype=dtype)
-            return ops.pad(rest, ((1, 0), (0, 0)))
+            return ops.pad(normal((shape[0] - 1, shape[1]), dtype=dtype), ((1, 0), (0, 0)))
 
         # autocast would copy the whole table to the compute dtype at every step
         self.embeddings = self.add_weight(
@@ -54,12 +55,8 @@ class TableEmbedding(keras.layers.Layer):
         return keras.KerasTensor((*indices.shape, self.dim), self.compute_dtype)
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "rows": self.rows,
-            "dim": self.dim,
-            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
-        }
+        config = {"rows": self.rows, "dim": self.dim, "stddev": self.stddev}
+        return {**super().get_config(), **config}
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
@@ -68,6 +65,7 @@ class RequestEmbedding(keras.layers.Layer):
 
     Args:
         schema: `Schema` (or its config).
+        stddev: As in `TableEmbedding`.
 
     Call arguments:
         features: dict of int tensors as `Schema.keras_inputs`.
@@ -83,12 +81,15 @@ class RequestEmbedding(keras.layers.Layer):
         True = real.
     """
 
-    def __init__(self, schema, **kwargs):
+    def __init__(self, schema, stddev=0.01, **kwargs):
         super().__init__(**kwargs)
+        if stddev < 0:
+            raise ValueError(f"`stddev` must not be negative. Received: stddev={stddev}")
         self.schema = schema if isinstance(schema, Schema) else Schema.from_config(schema)
+        self.stddev = stddev
         self.tables = {
             table.name: TableEmbedding(
-                table.rows, table.dim, name=table.name, dtype=self.dtype_policy
+                table.rows, table.dim, stddev, name=table.name, dtype=self.dtype_policy
             )
             for table in self.schema.tables
         }
@@ -123,7 +124,8 @@ class RequestEmbedding(keras.layers.Layer):
         return outputs
 
     def get_config(self):
-        return {**super().get_config(), "schema": self.schema.get_config()}
+        config = {"schema": self.schema.get_config(), "stddev": self.stddev}
+        return {**super().get_config(), **config}
 
 
 def _concatenate(tensors):

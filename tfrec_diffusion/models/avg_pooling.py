@@ -38,6 +38,7 @@ class AvgPooling(RankingModel):
         activation: "dice", "prelu" or "relu".
         dropout: Rate after each layer of the tower.
         embedding_dim: Width of all embeddings; `None`: as the schema says.
+        embedding_stddev: Standard deviation of the initial embeddings.
 
     Call arguments and Returns: see `RankingModel`.
 
@@ -53,6 +54,7 @@ class AvgPooling(RankingModel):
         activation="dice",
         dropout=0.0,
         embedding_dim=None,
+        embedding_stddev=0.01,
         dtype=None,
         **kwargs,
     ):
@@ -67,7 +69,7 @@ class AvgPooling(RankingModel):
             inputs = tower_inputs(embedded, interest)
             return logit(tower(inputs, candidate_mask=embedded["candidate_mask"]))
 
-        super().__init__(schema, score, embedding_dim, dtype, **kwargs)
+        super().__init__(schema, score, embedding_dim, embedding_stddev, dtype, **kwargs)
 
         # === Config ===
         self.tower_units = tuple(tower_units)

@@ -10,7 +10,7 @@ from tfrec_diffusion.schema import Schema
 class RankingModel(keras.Model):
     """A functional model over the schema's inputs.
 
-    A subclass calls `super().__init__(schema, score, embedding_dim=...)` last in its constructor.
+    A subclass calls `super().__init__(schema, score, ...)` when it has made its layers.
 
     `compile(jit_compile=True)`, the default of Keras where a model allows it, compiles the forward
     and the backward pass with XLA. The optimizer stays outside: under XLA it would copy whole
@@ -20,6 +20,7 @@ class RankingModel(keras.Model):
         schema: `Schema` (or its config).
         score: Called with `RequestEmbedding`'s outputs; returns logits (batch, candidates, 1).
         embedding_dim: Width of all embeddings; `None`: as the schema says.
+        embedding_stddev: Standard deviation of the initial embeddings.
         **kwargs: Of `keras.Model` (`name`, `dtype`).
 
     Call arguments:
@@ -31,10 +32,10 @@ class RankingModel(keras.Model):
         float32 click probabilities, (batch, candidates).
     """
 
-    def __init__(self, schema, score, embedding_dim=None, dtype=None, **kwargs):
+    def __init__(self, schema, score, embedding_dim, embedding_stddev, dtype=None, **kwargs):
         schema = schema if isinstance(schema, Schema) else Schema.from_config(schema)
         embedding = RequestEmbedding(
-            schema.with_dim(embedding_dim), name="request_embedding", dtype=dtype
+            schema.with_dim(embedding_dim), embedding_stddev, name="request_embedding", dtype=dtype
         )
         inputs = schema.keras_inputs()
         logits = score(embedding(inputs))
@@ -44,14 +45,17 @@ class RankingModel(keras.Model):
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
         self.schema = schema
         self.embedding_dim = embedding_dim
+        self.embedding_stddev = embedding_stddev
         self.embedding = embedding
 
     def get_config(self):
-        config = {"name": self.name, "dtype": self._dtype_config()}
-        return {**config, "schema": self.schema.get_config(), "embedding_dim": self.embedding_dim}
-
-    def _dtype_config(self):
-        return keras.saving.serialize_keras_object(self.embedding.dtype_policy)
+        return {
+            "name": self.name,
+            "dtype": keras.saving.serialize_keras_object(self.embedding.dtype_policy),
+            "schema": self.schema.get_config(),
+            "embedding_dim": self.embedding_dim,
+            "embedding_stddev": self.embedding_stddev,
+        }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):

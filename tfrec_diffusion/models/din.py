@@ -18,6 +18,7 @@ class DIN(RankingModel):
         activation: "dice", "prelu" or "relu", in both.
         dropout: Rate after each layer of the tower.
         embedding_dim: Width of all embeddings; `None`: as the schema says.
+        embedding_stddev: Standard deviation of the initial embeddings.
 
     Call arguments and Returns: see `RankingModel`.
 
@@ -37,6 +38,7 @@ class DIN(RankingModel):
         activation="dice",
         dropout=0.0,
         embedding_dim=None,
+        embedding_stddev=0.01,
         dtype=None,
         **kwargs,
     ):
@@ -56,7 +58,7 @@ class DIN(RankingModel):
             inputs = tower_inputs(embedded, interest)
             return logit(tower(inputs, candidate_mask=embedded["candidate_mask"]))
 
-        super().__init__(schema, score, embedding_dim, dtype, **kwargs)
+        super().__init__(schema, score, embedding_dim, embedding_stddev, dtype, **kwargs)
 
         # === Config ===
         self.attention_units = tuple(attention_units)
