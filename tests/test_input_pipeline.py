@@ -74,7 +74,9 @@ def test_a_shorter_history_keeps_the_newest(directory):
     data = RequestData(directory, history_length=2)
     assert data.schema.history_length == 2
     (batch,) = data.batches("test", batch_size=10)
-    newest = dict(zip(batch[0]["user"].numpy(), batch[0]["history_item"].numpy().tolist(), strict=True))
+    newest = dict(
+        zip(batch[0]["user"].numpy(), batch[0]["history_item"].numpy().tolist(), strict=True)
+    )
     assert newest[0] == [0, 0] and newest[1] == [10, 0] and newest[5] == [13, 14]
 
 

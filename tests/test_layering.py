@@ -24,7 +24,7 @@ ORDER = (
     "train",
 )
 COMMANDS = ("flags", "prepare", "evaluate", "export", "train")
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")
+MODULES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__init__.py"})
 
 
 def room(path):
@@ -35,7 +35,7 @@ def imported_rooms(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "tfrec_diffusion":
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tfrec_diffusion."):
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("tfrec_diffusion."):
             yield node.module.split(".")[1]
 
 

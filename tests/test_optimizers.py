@@ -24,7 +24,8 @@ def run(optimizer, steps, as_dense):
 def test_equals_adam_when_every_row_is_touched():
     steps = [[0, 1, 2, 3], [3, 3, 2, 1, 0, 0], [1, 0, 3, 2]]
     lazy = run(LazyAdam(0.1), steps, as_dense=False)
-    np.testing.assert_allclose(lazy, run(keras.optimizers.Adam(0.1), steps, as_dense=True), rtol=1e-5)
+    adam = run(keras.optimizers.Adam(0.1), steps, as_dense=True)
+    np.testing.assert_allclose(lazy, adam, rtol=1e-5)
 
 
 def test_other_rows_do_not_move():

@@ -12,20 +12,20 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfrec_diffusion import flags, models
 from tfrec_diffusion.evaluate import load_model
 from tfrec_diffusion.prepare import prepare
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
+TAOBAO = REPOSITORY.parent / "shared" / "data" / "taobao"
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("data")
-    prepare(
-        "synthetic", data_dir=directory, users=300, items=200, categories=20, history_length=10
-    )
+    prepare("synthetic", data_dir=directory, users=300, items=200, categories=20, history_length=10)
     return directory
 
 
@@ -103,9 +103,7 @@ def test_a_run_leaves_metrics_a_model_and_events(uninterrupted):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_run_resumes_to_the_same_result(
-    data_dir, uninterrupted, tmp_path, number
-):
+def test_an_interrupted_run_resumes_to_the_same_result(data_dir, uninterrupted, tmp_path, number):
     arguments = train_arguments(data_dir, tmp_path)
     code, stdout = interrupt(tmp_path, number, *arguments)
     if number == signal.SIGKILL:
@@ -135,12 +133,37 @@ def test_evaluate_and_export(data_dir, uninterrupted, tmp_path):
     assert code == 0, stderr
     metrics = json.loads((uninterrupted / "metrics.json").read_text())
     assert f"test: auc {metrics['splits']['test']['auc']:.4f}" in stdout
-    code, stdout, stderr = run(
-        "export", f"--model_dir={uninterrupted}", f"--export_dir={tmp_path}"
-    )
+    code, stdout, stderr = run("export", f"--model_dir={uninterrupted}", f"--export_dir={tmp_path}")
     assert code == 0, stderr
     assert stdout.split()[-1] == str(tmp_path / "1")
     assert (tmp_path / "1" / "saved_model.pb").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TAOBAO.exists(), reason=f"needs the real Taobao sample in {TAOBAO}")
+def test_real_logs_go_the_whole_way(tmp_path):
+    directories = [f"--data_dir={tmp_path}/data", f"--model_dir={tmp_path}/model"]
+    for command, arguments in (
+        ("prepare", ["--dataset=taobao", f"--raw_dir={TAOBAO}", directories[0]]),
+        ("train", ["--dataset=taobao", *directories, "--set=attention_units=8", "--batch_size=64"]),
+        ("evaluate", [directories[1], "--split=test_99"]),
+        ("export", [directories[1], f"--export_dir={tmp_path}/export"]),
+    ):
+        code, stdout, stderr = run(command, *arguments)
+        assert code == 0, stderr
+        if command == "evaluate":
+            assert "(81400 impressions)" in stdout
+    splits = json.loads((tmp_path / "model" / "metrics.json").read_text())["splits"]
+    assert set(splits) == {"validation", "test", "test_popularity", "test_99"}
+    served = tf.saved_model.load(str(tmp_path / "export" / "1")).signatures["serving_default"]
+    scores = served(
+        user=tf.constant([1], tf.int64),
+        item=tf.constant([[2268318, 1, -1]], tf.int64),
+        category=tf.constant([[2520377, 1, -1]], tf.int64),
+        history_item=tf.constant([[2333346, 2576651]], tf.int64),
+        history_category=tf.constant([[2520771, 149192]], tf.int64),
+    )["click_probability"].numpy()
+    assert 0 < scores[0, 0] < 1 and scores[0, 2] == 0
 
 
 def test_flag_files_nest(data_dir, uninterrupted, tmp_path):
@@ -161,7 +184,7 @@ def test_flag_files_nest(data_dir, uninterrupted, tmp_path):
         (("train", "--batch_size=0"), "flag --batch_size=0"),
         (("train", "--flagfile=not/there.flags"), "not/there.flags"),
         (("train", "--dataset=synthetic"), "--model_dir"),
-        (("train", "--dataset=taobao", "--model_dir=x", "--data_dir=no"), "no prepared data set in"),
+        (("train", "--dataset=taobao", "--model_dir=x", "--data_dir=no"), "no prepared data set"),
         (("train", "--dataset=taobao", "--model_dir=x", "--set=unit=3"), "tower_units=(200, 80)"),
         (("train", "--dataset=taobao", "--model_dir=x", "extra"), "Received: extra"),
         (("evaluate", "--model_dir=not/there"), "not/there/model.keras is missing"),

@@ -33,9 +33,8 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._signal = None
-        self._handlers = {
-            number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        stops = (signal.SIGINT, signal.SIGTERM)
+        self._handlers = {number: signal.signal(number, self._remember) for number in stops}
 
     def _remember(self, number, _):
         self._signal = number

@@ -69,9 +69,7 @@ def export(values):
 
 
 def _dataset(values):
-    flags.DEFINE_string(
-        "dataset", None, "name of a data set", required=True, flag_values=values
-    )
+    flags.DEFINE_string("dataset", None, "name of a data set", required=True, flag_values=values)
     flags.DEFINE_string("data_dir", "data", "directory of prepared data sets", flag_values=values)
 
 
@@ -99,9 +97,7 @@ def run(main, define, argv=None):
     values = flags.FlagValues()
     define(values)
     flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
-    flags.DEFINE_boolean(
-        "traceback", False, "show where an error came from", flag_values=values
-    )
+    flags.DEFINE_boolean("traceback", False, "show where an error came from", flag_values=values)
     try:
         rest = _parse(values, argv or sys.argv)
         if rest:

@@ -1,4 +1,4 @@
-"""From TFRecord shards to `tf.data` of (features, label, weight), in an order that can be resumed."""
+"""From TFRecord shards to `tf.data` of (features, label, weight), resumable at any batch."""
 
 import dataclasses
 import json
@@ -163,7 +163,8 @@ class RequestData:
             if feature.group == "candidate":
                 value = _decode(value, tf.int32, candidates)
             elif feature.group == "history":
-                value = _decode(_newest(value, schema.history_length), tf.int32, schema.history_length)
+                length = schema.history_length
+                value = _decode(_newest(value, length), tf.int32, length)
             features[feature.name] = tf.cast(value, tf.int32)
         label = _decode(parsed[LABEL], tf.float32, candidates)
         weight = tf.cast(tf.not_equal(features[schema.candidate_key], PADDING), tf.float32)

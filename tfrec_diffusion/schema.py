@@ -189,9 +189,7 @@ class Schema:
     def serving_signature(self):
         """dict of `tf.TensorSpec`s of the raw values, as a serving request names them."""
         return {
-            f.name: tf.TensorSpec(
-                (None, *self._shape(f)), self.table(f.table).dtype, name=f.name
-            )
+            f.name: tf.TensorSpec((None, *self._shape(f)), self.table(f.table).dtype, name=f.name)
             for f in self.features
         }
 

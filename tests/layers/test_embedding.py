@@ -33,11 +33,14 @@ def test_groups_are_concatenated_and_tables_are_tied(schema, make_requests):
 
     np.testing.assert_array_equal(outputs["request"], look_up(("user", "user"), ("hour", "hour")))
     np.testing.assert_array_equal(
-        outputs["candidate"], look_up(("item", "item"), ("category", "category"), ("price", "price"))
+        outputs["candidate"],
+        look_up(("item", "item"), ("category", "category"), ("price", "price")),
     )
     np.testing.assert_array_equal(
         outputs["history"],
-        look_up(("history_item", "item"), ("history_category", "category"), ("history_hour", "hour")),
+        look_up(
+            ("history_item", "item"), ("history_category", "category"), ("history_hour", "hour")
+        ),
     )
     hour = np.repeat(look_up(("hour", "hour"))[:, None], 3, axis=1)
     target = np.concatenate([look_up(("item", "item"), ("category", "category")), hour], axis=-1)

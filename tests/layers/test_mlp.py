@@ -14,10 +14,8 @@ def test_equals_dense_layers_on_the_concatenated_inputs(activation):
     x = np.concatenate([np.repeat(shared[:, None], 3, axis=1), own], axis=-1)
     for kernel, bias in ((mlp.kernel, mlp.bias), (mlp.dense[0].kernel, mlp.dense[0].bias)):
         x = x @ kernel.numpy() + bias.numpy()
-        if activation == "dice":  # moving mean 0 and variance 1 before any training; alpha 0
-            x = x / (1 + np.exp(-x))
-        else:
-            x = np.maximum(x, 0)
+        # Dice before any training: moving mean 0, variance 1, alpha 0.
+        x = x / (1 + np.exp(-x)) if activation == "dice" else np.maximum(x, 0)
     np.testing.assert_allclose(outputs, x, rtol=1e-5, atol=1e-6)
 
 

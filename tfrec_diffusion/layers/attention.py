@@ -1,14 +1,16 @@
 """Target attention over the history: DIN's local activation unit (Zhou et al., 2018, eq. 3)."""
 
+import itertools
+
 import keras
 import tensorflow as tf
 from keras import ops
 
 from tfrec_diffusion.layers.mlp import activate, make_activation
 
-# Of a CPU's cache-sized piece of the batch; whole batches run through memory and take 1.3 times
-# as long (tools/benchmark_training.py).
-_POSITIONS_PER_BLOCK = 8192
+# At inference on a CPU: whole batches run through memory and take 1.3 times as long under XLA
+# (tools/benchmark_training.py).
+_POSITIONS_PER_BLOCK = 4096
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
@@ -50,7 +52,7 @@ class LocalActivationUnit(keras.layers.Layer):
         dim = history_shape[-1]
         widths = (3 * dim, *self.units, 1)
         self.kernels, self.biases = [], []
-        for i, (rows, width) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for i, (rows, width) in enumerate(itertools.pairwise(widths)):
             self.kernels.append(self.add_weight(name=f"kernel_{i}", shape=(rows, width)))
             self.biases.append(
                 self.add_weight(name=f"bias_{i}", shape=(width,), initializer="zeros")
@@ -59,9 +61,15 @@ class LocalActivationUnit(keras.layers.Layer):
             layer.build((None, width))
 
     def call(self, history, target, history_mask, candidate_mask, training=None):
-        if not training and not tf.config.list_logical_devices("GPU"):
-            return self._attend_in_blocks(history, target, history_mask, candidate_mask)
-        return self._attend(history, target, history_mask, candidate_mask, training)
+        inputs = (history, target, history_mask, candidate_mask)
+        block = None if training else _requests_per_block(history.shape, target.shape[1])
+        if block is None:
+            return self._attend(*inputs, training)
+        outputs = ops.map(
+            lambda inputs: self._attend(*inputs, training=False),
+            tuple(ops.reshape(tensor, (-1, block, *tensor.shape[1:])) for tensor in inputs),
+        )
+        return ops.reshape(outputs, target.shape)
 
     def _attend(self, history, target, history_mask, candidate_mask, training):
         batch, length, dim = ops.shape(history)
@@ -74,7 +82,9 @@ class LocalActivationUnit(keras.layers.Layer):
         real = ops.reshape(ops.cast(mask, self.compute_dtype), (-1, 1))
 
         # (batch, d, candidates * units)
-        kernel = of_history[:, None] + (ops.transpose(target, (0, 2, 1))[..., None] * of_product[:, None])
+        kernel = of_history[:, None] + (
+            ops.transpose(target, (0, 2, 1))[..., None] * of_product[:, None]
+        )
         kernel = ops.reshape(kernel, (batch, dim, candidates * units))
         shift = ops.reshape(
             ops.matmul(target, of_target) + self.biases[0], (batch, 1, candidates * units)
@@ -91,26 +101,18 @@ class LocalActivationUnit(keras.layers.Layer):
         scores = ops.reshape(scores, (batch, length, candidates))
         return ops.einsum("bln,bld->bnd", scores, history)
 
-    def _attend_in_blocks(self, *inputs):
-        batch, length, dim = ops.shape(inputs[0])
-        candidates = ops.shape(inputs[1])[1]
-        size = ops.maximum(_POSITIONS_PER_BLOCK // ops.maximum(length * candidates, 1), 1)
-        blocks = -(-batch // size)
-
-        def split(tensor):
-            widths = [[0, blocks * size - batch]] + [[0, 0]] * (len(tensor.shape) - 1)
-            shape = ops.shape(tensor)[1:]
-            return ops.reshape(tf.pad(tensor, widths), (blocks, size, *shape))
-
-        outputs = tf.map_fn(
-            lambda block: self._attend(*block, training=False),
-            tuple(split(tensor) for tensor in inputs),
-            fn_output_signature=self.compute_dtype,
-        )
-        return ops.reshape(outputs, (blocks * size, candidates, dim))[:batch]
-
     def compute_output_spec(self, history, target, *_, training=None):
         return keras.KerasTensor(target.shape, self.compute_dtype)
 
     def get_config(self):
         return {**super().get_config(), "units": self.units, "activation": self.activation}
+
+
+def _requests_per_block(history_shape, candidates):
+    """How many requests at a time stay in a CPU's cache; `None`: take all, or it is not known."""
+    batch, length, _ = history_shape
+    if None in (batch, length, candidates) or tf.config.list_logical_devices("GPU"):
+        return None
+    positions = max(length * candidates, 1)
+    block = 1 << max((_POSITIONS_PER_BLOCK // positions).bit_length() - 1, 0)
+    return block if block < batch and batch % block == 0 else None

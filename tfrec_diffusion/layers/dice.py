@@ -103,9 +103,7 @@ def _dice_of_batch(x, alpha, real, epsilon):
             d_z_scaled = (1 - alpha) * scale
             sum_dz = d_z_scaled * (real @ d_p)[0] / count
             sum_dz_z = d_z_scaled * scale * (real @ (d_p * (x - mean)))[0] / count
-            through_statistics = tf.transpose(real) * (
-                sum_dz + (x - mean) * (scale * sum_dz_z)
-            )
+            through_statistics = tf.transpose(real) * (sum_dz + (x - mean) * (scale * sum_dz_z))
             dx = dy * (alpha + (1 - alpha) * p) + d_z_scaled * d_p - through_statistics
             return dx, (real @ d_alpha)[0]
 

@@ -106,4 +106,3 @@ class MLP(keras.layers.Layer):
             "activation": self.activation,
             "dropout": self.dropout,
         }
-
