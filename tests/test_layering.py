@@ -8,6 +8,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "tfrec_diffusion"
 ORDER = (
     "schema",
+    "locking",
     "metrics",
     "losses",
     "optimizers",

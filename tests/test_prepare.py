@@ -136,6 +136,15 @@ def test_what_is_there_is_left_alone(tmp_path, raw_dir):
     assert {path: path.stat().st_mtime_ns for path in one.rglob("*")} == times
 
 
+def test_options_of_what_a_killed_overwrite_moved_are_checked(tmp_path, raw_dir):
+    directory = prepare("taobao", raw_dir=raw_dir, data_dir=tmp_path / "data")
+    before = digests(directory)
+    directory.rename(directory.with_name("replaced_1.0.0"))
+    with pytest.raises(ValueError, match="was prepared with history_length=200, not 3"):
+        prepare("taobao", raw_dir=raw_dir, data_dir=tmp_path / "data", history_length=3)
+    assert digests(directory) == before
+
+
 def test_something_else_is_there(tmp_path, raw_dir):
     (tmp_path / "taobao" / "1.0.0").mkdir(parents=True)
     with pytest.raises(ValueError, match="is not a prepared data set"):

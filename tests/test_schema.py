@@ -60,8 +60,10 @@ def test_wrong_schemas_are_refused(schema, change, message):
     [
         (("item", "lookup", "int64", 5), "`kind` must be one of"),
         (("item", "hash", "float32", 5), "`dtype` of a hash table must be one of"),
-        (("item", "hash", "int64", 1), "`rows` must be at least 2"),
-        (("item", "hash", "int64", 5, 0), "`dim` must be positive"),
+        (("item", "hash", "int64", 1), "`rows` must be in"),
+        (("item", "hash", "int64", 2**31), "`rows` must be in"),
+        (("item", "hash", "int64", 5, 0), "`dim` must be a positive integer"),
+        (("item", "hash", "int64", 5, "8"), "`dim` must be a positive integer"),
     ],
 )
 def test_wrong_tables_are_refused(arguments, message):
@@ -74,6 +76,25 @@ def test_wrong_features_are_refused():
         Feature("item", "target", "item")
     with pytest.raises(ValueError, match="reserved name"):
         Feature("label", "candidate", "item")
+
+
+@pytest.mark.parametrize("name", ["a/b", "a.b", "", "é"])
+def test_names_are_fit_for_files_and_layers(name):
+    with pytest.raises(ValueError, match="`name` must be of letters"):
+        Feature(name, "candidate", "item")
+    with pytest.raises(ValueError, match="`name` must be of letters"):
+        Table(name, "hash", "int64", 5)
+
+
+def test_digest_tells_rows_of_another_meaning(schema, tmp_path):
+    (tmp_path / "vocabularies").mkdir()
+    for name in ("hour", "item", "category"):
+        (tmp_path / "vocabularies" / f"{name}.txt").write_text("1\n2\n")
+    schema = dataclasses.replace(schema, directory=str(tmp_path))
+    digest = schema.digest()
+    assert dataclasses.replace(schema, history_length=3).digest() == digest
+    (tmp_path / "vocabularies" / "item.txt").write_text("2\n1\n")
+    assert schema.digest() != digest
 
 
 def test_missing_and_broken_files_are_named(tmp_path):

@@ -4,18 +4,22 @@ import contextlib
 import importlib
 import io
 import json
+import math
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec_diffusion import flags, models
+from tfrec_diffusion import flags, models, train
 from tfrec_diffusion.evaluate import load_model
+from tfrec_diffusion.locking import lock
 from tfrec_diffusion.prepare import prepare
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
@@ -67,7 +71,6 @@ def train_arguments(data_dir, model_dir, *more):
         "--checkpoint_every=20",
         "--set=dropout=0.1",
         "--set=tower_units=16,8",
-        "--nojit_compile",
         *more,
     )
 
@@ -120,6 +123,70 @@ def test_an_interrupted_run_resumes_to_the_same_result(data_dir, uninterrupted, 
     for weight, expected_weight in zip(ours[0], expected[0], strict=True):
         np.testing.assert_array_equal(weight, expected_weight)
     assert ours[1:] == expected[1:]
+
+
+def test_a_run_that_died_while_validating_resumes_to_the_same_result(
+    data_dir, uninterrupted, tmp_path
+):
+    """All steps are done and saved then, but the epoch is not over."""
+    arguments = train_arguments(data_dir, tmp_path)
+    died = Mock(side_effect=OSError("died"))
+    with patch.object(train, "evaluate", died):
+        code, _, stderr = run(*arguments)
+    assert code == 2 and stderr == "error: died\n"
+    code, _, stderr = run(*arguments)
+    assert code == 0, stderr
+    ours, expected = weights_and_metrics(tmp_path), weights_and_metrics(uninterrupted)
+    for weight, expected_weight in zip(ours[0], expected[0], strict=True):
+        np.testing.assert_array_equal(weight, expected_weight)
+    assert ours[1:] == expected[1:]
+
+
+def test_more_epochs_train_on(data_dir, uninterrupted, tmp_path):
+    code, _, stderr = run(*train_arguments(data_dir, tmp_path, "--epochs=1"))
+    assert code == 0, stderr
+    code, _, stderr = run(*train_arguments(data_dir, tmp_path))
+    assert code == 0, stderr
+    assert weights_and_metrics(tmp_path)[1:] == weights_and_metrics(uninterrupted)[1:]
+
+
+def test_a_model_dir_is_one_processs(uninterrupted, data_dir):
+    with lock(uninterrupted, "training in"):
+        code, _, stderr = run(*train_arguments(data_dir, uninterrupted))
+    assert code == 2
+    assert stderr == f"error: another process is training in {uninterrupted}\n"
+
+
+def test_other_data_are_refused(uninterrupted, data_dir, tmp_path):
+    other = tmp_path / "data"
+    shutil.copytree(data_dir, other)
+    (vocabulary,) = other.glob("synthetic/*/vocabularies/item_id.txt")
+    vocabulary.write_text("".join(reversed(vocabulary.read_text().splitlines(keepends=True))))
+    code, _, stderr = run("evaluate", f"--model_dir={uninterrupted}", f"--data_dir={other}")
+    assert code == 2 and "was trained on other data" in stderr
+
+
+def test_a_validation_split_of_one_class_is_no_reason_to_lose_the_model(data_dir, tmp_path):
+    one_class = {"auc": math.nan, "gauc": math.nan, "log_loss": 0.1, "impressions": 9}
+    with patch.object(train, "evaluate", Mock(return_value=one_class)):
+        code, _, stderr = run(*train_arguments(data_dir, tmp_path))
+    assert code == 0, stderr
+    assert (tmp_path / "model.keras").exists()
+    assert json.loads((tmp_path / "validation.json").read_text())[0]["auc"] is None
+
+
+def test_a_missing_shard_is_named(data_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "data")
+    (shard,) = tmp_path.glob("data/synthetic/*/*train.tfrecord*")
+    shard.unlink()
+    code, _, stderr = run(*train_arguments(tmp_path / "data", tmp_path / "model"))
+    assert code == 2 and f"{shard.name} is missing" in stderr
+
+
+def test_help_lists_models_and_data_sets():
+    code, stdout, _ = run("train", "--help")
+    assert code == 0
+    assert "din" in stdout and "taobao" in stdout and stdout.count("--batch_size") == 1
 
 
 def test_a_finished_run_is_not_trained_again(data_dir, uninterrupted):
@@ -187,6 +254,8 @@ def test_flag_files_nest(data_dir, uninterrupted, tmp_path):
         (("train", "--dataset=taobao", "--model_dir=x", "--data_dir=no"), "no prepared data set"),
         (("train", "--dataset=taobao", "--model_dir=x", "--set=unit=3"), "tower_units=(200, 80)"),
         (("train", "--dataset=taobao", "--model_dir=x", "extra"), "Received: extra"),
+        (("train", "--dataset=taobao", "--model_dir=x", "--set=dtype=float16"), "--set takes"),
+        (("train", "--dataset=taobao", "--model_dir=x", "--set=activation={[]:1}"), "no prepared"),
         (("evaluate", "--model_dir=not/there"), "not/there/model.keras is missing"),
         (("export", "--model_dir=not/there", "--export_dir=x"), "not/there/model.keras is missing"),
         (("prepare", "--dataset=tabao"), "`dataset` must be one of"),

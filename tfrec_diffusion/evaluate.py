@@ -7,8 +7,10 @@ import time
 import keras
 import numpy as np
 
-from tfrec_diffusion import flags, metrics, models
+import tfrec_diffusion.models  # noqa: F401  registers the classes that a model file names
+from tfrec_diffusion import flags, metrics
 from tfrec_diffusion.input_pipeline import RequestData, find_prepared
+from tfrec_diffusion.schema import Schema
 
 MODEL_FILE = "model.keras"
 FLAGS_FILE = "flags.json"
@@ -70,8 +72,24 @@ def load_model(model_dir):
             f"{path} is missing: expected a --model_dir that `python -m tfrec_diffusion.train` "
             "has finished an epoch in"
         )
-    assert models  # registers the classes that the file names
     return keras.models.load_model(path, compile=False)
+
+
+def check_same_rows(of_model, of_data):
+    """Checks that a data set's rows mean what they meant in training.
+
+    Args:
+        of_model: `Schema` as the model directory has it.
+        of_data: `Schema` of the data set.
+
+    Raises:
+        ValueError: If features, tables or vocabularies differ.
+    """
+    if of_model.digest() != of_data.digest():
+        raise ValueError(
+            f"{of_model.directory} was trained on other data: its schema or vocabularies differ "
+            f"from those in {of_data.directory}"
+        )
 
 
 def main(values):
@@ -79,6 +97,7 @@ def main(values):
     trained = json.loads((pathlib.Path(values.model_dir) / FLAGS_FILE).read_text())
     directory = find_prepared(values.data_dir or trained["data_dir"], trained["dataset"])
     data = RequestData(directory, model.schema.history_length)
+    check_same_rows(Schema.load(values.model_dir), data.schema)
     result = evaluate(model, data, values.split, values.batch_size)
     print(describe(values.split, result, data.best_reachable(values.split)))
 

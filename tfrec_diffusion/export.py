@@ -66,7 +66,7 @@ def export(model, vocabulary_directory, export_dir):
 
 def _write(archive, export_dir):
     export_dir.mkdir(parents=True, exist_ok=True)
-    versions = [int(path.name) for path in export_dir.iterdir() if path.name.isdigit()]
+    versions = [int(path.name) for path in export_dir.iterdir() if path.name.isdecimal()]
     version = export_dir / str(max(versions, default=0) + 1)
     aside = export_dir / f"incomplete.{version.name}"
     shutil.rmtree(aside, ignore_errors=True)

@@ -4,7 +4,13 @@ import ast
 import inspect
 import sys
 
+import tensorflow as tf
 from absl import flags
+
+from tfrec_diffusion import datasets, models
+
+# Arguments that flags of their own give.
+_NOT_SET = {"schema", "dtype", "raw_dir", "data_dir"}
 
 
 def prepare(values):
@@ -25,7 +31,7 @@ def train(values):
     """Flags of `python -m tfrec_diffusion.train`."""
     _dataset(values)
     _model_dir(values)
-    flags.DEFINE_string("model", "din", "a registered model", flag_values=values)
+    flags.DEFINE_string("model", "din", f"one of {sorted(models.MODELS)}", flag_values=values)
     flags.DEFINE_multi_string(
         "set", [], "name=value: a constructor argument of the model; repeat it", flag_values=values
     )
@@ -69,7 +75,8 @@ def export(values):
 
 
 def _dataset(values):
-    flags.DEFINE_string("dataset", None, "name of a data set", required=True, flag_values=values)
+    names = f"one of {datasets.names()}; once prepared, logs/<name of the spec file>"
+    flags.DEFINE_string("dataset", None, names, required=True, flag_values=values)
     flags.DEFINE_string("data_dir", "data", "directory of prepared data sets", flag_values=values)
 
 
@@ -86,8 +93,8 @@ def _batch_size(values):
 def run(main, define, argv=None):
     """Parses a command's flags, calls `main(values)` and exits.
 
-    Wrong flags and `ValueError`s and `OSError`s (wrong input) end in one line on stderr and exit
-    status 2, unless `--traceback` asks for more.
+    Wrong flags, and `ValueError`s, `OSError`s and TensorFlow's own errors (wrong or damaged input),
+    end in one line on stderr and exit status 2, unless `--traceback` asks for more.
 
     Args:
         main: Called with the parsed `absl.flags.FlagValues`; may return an exit status.
@@ -96,7 +103,6 @@ def run(main, define, argv=None):
     """
     values = flags.FlagValues()
     define(values)
-    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
     flags.DEFINE_boolean("traceback", False, "show where an error came from", flag_values=values)
     try:
         rest = _parse(values, argv or sys.argv)
@@ -105,27 +111,17 @@ def run(main, define, argv=None):
         sys.exit(main(values))
     except KeyboardInterrupt:
         sys.exit(130)
-    except (flags.Error, ValueError, OSError) as error:
+    except (flags.Error, ValueError, OSError, tf.errors.OpError) as error:
         if values.is_parsed() and values.traceback:
             raise
         sys.exit(_fail(error))
 
 
 def _parse(values, argv):
-    try:
-        return values(argv)[1:]
-    except flags.Error:
-        if any(argument in ("--help", "-h", "-help") for argument in argv[1:]):
-            _show_help(values)
-        raise
-    finally:
-        if values.is_parsed() and values.help:
-            _show_help(values)
-
-
-def _show_help(values):
-    print(values.get_help())
-    sys.exit(0)
+    if {"--help", "-h", "-help"} & set(argv[1:]):
+        print(values.get_help())
+        sys.exit(0)
+    return values(argv)[1:]
 
 
 def _fail(error):
@@ -147,7 +143,7 @@ def settings(assignments, function):
     valid = {
         name: parameter.default
         for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
+        if parameter.default is not inspect.Parameter.empty and name not in _NOT_SET
     }
     chosen = {}
     for assignment in assignments:
@@ -159,6 +155,6 @@ def settings(assignments, function):
             )
         try:
             chosen[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):
             chosen[name] = value
     return chosen

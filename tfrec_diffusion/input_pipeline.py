@@ -93,19 +93,27 @@ class RequestData:
         """The `Shard`s of a split, in order.
 
         Raises:
+            FileNotFoundError: If a file is missing.
             ValueError: If there is no such split.
         """
         if split not in self._splits:
             raise ValueError(f"`split` must be one of {self.splits}. Received: {split!r}")
         info = self._splits[split]
+        for path in info.filepaths:
+            if not path.exists():
+                raise FileNotFoundError(f"{path} is missing: prepare the data set again")
         return [
             Shard(str(path), records)
             for path, records in zip(info.filepaths, info.shard_lengths, strict=True)
         ]
 
+    def num_requests(self, split):
+        """Records of a split."""
+        return sum(shard.records for shard in self.shards(split))
+
     def num_batches(self, split, batch_size):
         """Steps of one epoch; the last batch may be smaller."""
-        return -(-sum(shard.records for shard in self.shards(split)) // batch_size)
+        return -(-self.num_requests(split) // batch_size)
 
     def batches(
         self,

@@ -34,13 +34,12 @@ def prepare(dataset, *, data_dir, raw_dir=None, overwrite=False, **options):
     builder_class = datasets.builder_class(dataset)
     builder = builder_class(**arguments)
     directory = pathlib.Path(builder.data_dir)
-    if not directory.exists():
+    if overwrite:
+        builder_class.overwrite(**arguments)
+    elif not directory.exists():
         builder.write()
-    elif overwrite:
-        with builder.set_aside():
-            builder_class(**arguments).write()
-    else:
-        _check_options(directory, builder.options)
+    # Also after `write`: it may have put back what a killed --overwrite had moved aside.
+    _check_options(directory, builder.options)
     return directory
 
 

@@ -4,9 +4,11 @@
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import pathlib
+import re
 
 import keras
 import tensorflow as tf
@@ -22,6 +24,12 @@ _RAW_DTYPES = {
     "boundaries": ("float32",),
 }
 _MISSING = {"int64": -1, "string": "", "float32": math.nan}
+
+
+def _check_name(name):
+    # A name is a file's and a Keras layer's; layers of models have a dot in theirs.
+    if not re.fullmatch(r"[A-Za-z0-9_\-]+", name):
+        raise ValueError(f"`name` must be of letters, digits, '_' and '-'. Received: {name!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +62,15 @@ class Table:
                 f"`dtype` of a {self.kind} table must be one of {_RAW_DTYPES[self.kind]}. "
                 f"Received: {self.dtype!r} (table {self.name!r})"
             )
-        if self.rows < FIRST_INDEX:
-            raise ValueError(f"`rows` must be at least 2. Received: {self.rows} ({self.name!r})")
-        if self.dim < 1:
-            raise ValueError(f"`dim` must be positive. Received: {self.dim} ({self.name!r})")
+        _check_name(self.name)
+        if not FIRST_INDEX <= self.rows < 2**31:
+            raise ValueError(
+                f"`rows` must be in [2, 2**31). Received: {self.rows} (table {self.name!r})"
+            )
+        if not isinstance(self.dim, int) or self.dim < 1:
+            raise ValueError(
+                f"`dim` must be a positive integer. Received: {self.dim!r} (table {self.name!r})"
+            )
         object.__setattr__(self, "boundaries", tuple(self.boundaries))
 
     @property
@@ -85,6 +98,7 @@ class Feature:
     def __post_init__(self):
         if self.group not in GROUPS:
             raise ValueError(f"`group` must be one of {GROUPS}. Received: {self.group!r}")
+        _check_name(self.name)
         if self.name in (LABEL, GROUP_ID):
             raise ValueError(f"{self.name!r} is a reserved name, not one for a feature")
 
@@ -168,6 +182,17 @@ class Schema:
             return self
         tables = tuple(dataclasses.replace(table, dim=dim) for table in self.tables)
         return dataclasses.replace(self, tables=tables)
+
+    def digest(self):
+        """Hexadecimal digits that differ where the same row may mean another raw value."""
+        config = self.get_config()
+        meaning = hashlib.sha256(
+            json.dumps([config["features"], config["tables"]], sort_keys=True).encode()
+        )
+        for table in self.tables:
+            if table.kind == "vocabulary":
+                meaning.update(pathlib.Path(self.vocabulary_path(table)).read_bytes())
+        return meaning.hexdigest()
 
     # What is derived
 

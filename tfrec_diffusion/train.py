@@ -1,6 +1,7 @@
 """`python -m tfrec_diffusion.train`: trains a model, resumes what was interrupted, measures it."""
 
 import json
+import math
 import os
 import pathlib
 import platform
@@ -14,10 +15,19 @@ import tensorflow as tf
 import tfrec_diffusion
 from tfrec_diffusion import flags, models, prepare
 from tfrec_diffusion.callbacks import Checkpoints, Interrupted, Scalars
-from tfrec_diffusion.evaluate import FLAGS_FILE, MODEL_FILE, describe, evaluate, load_model
+from tfrec_diffusion.evaluate import (
+    FLAGS_FILE,
+    MODEL_FILE,
+    check_same_rows,
+    describe,
+    evaluate,
+    load_model,
+)
 from tfrec_diffusion.input_pipeline import RequestData, find_prepared
+from tfrec_diffusion.locking import lock
 from tfrec_diffusion.losses import LogLoss
 from tfrec_diffusion.optimizers import LazyAdam
+from tfrec_diffusion.schema import Schema
 
 METRICS_FILE = "metrics.json"
 _RUN_FLAGS = (
@@ -81,6 +91,12 @@ class Run:
         return int(self.model.optimizer.iterations)
 
     @property
+    def requests(self):
+        """Requests trained on so far, over all epochs."""
+        epochs, steps = divmod(self.step, self.steps_per_epoch)
+        return epochs * self.data.num_requests("train") + steps * self.batch_size
+
+    @property
     def validation(self):
         """Validation metrics by epoch: a list of dicts."""
         path = self.directory / "validation.json"
@@ -97,10 +113,13 @@ class Run:
         Raises:
             Interrupted: On SIGINT or SIGTERM, when a checkpoint is written.
         """
-        for epoch in range(self.step // self.steps_per_epoch, epochs):
-            self._fit_epoch(epoch, epochs)
+        for epoch in range(epochs):
+            if self.step < (epoch + 1) * self.steps_per_epoch:
+                self._fit_epoch(epoch, epochs)
+                self._manager.save(checkpoint_number=self.step)
+            elif epoch < len(self.validation):
+                continue
             self._validate(epoch)
-            self._manager.save(checkpoint_number=self.step)
 
     def _fit_epoch(self, epoch, epochs):
         first_batch = self.step - epoch * self.steps_per_epoch
@@ -124,11 +143,17 @@ class Run:
         print(describe("validation", result))
         self._scalars.write({f"validation/{k}": result[k] for k in ("auc", "gauc")}, self.step)
         history = [*self.validation[:epoch], result]
-        if result["auc"] == max(past["auc"] for past in history):
+        best = max(range(epoch + 1), key=lambda past: _defined(history[past]["auc"]))
+        if best == epoch:
             aside = self.directory / f"incomplete.{MODEL_FILE}"
             self.model.save(aside)
             os.replace(aside, self.directory / MODEL_FILE)
         write_json(self.directory / "validation.json", history)
+
+
+def _defined(auc):
+    """An AUC to compare by: that of a split with one class (NaN, null in files) is the worst."""
+    return -1.0 if auc is None or math.isnan(auc) else auc
 
 
 class _Clock(keras.callbacks.Callback):
@@ -148,17 +173,18 @@ class _Clock(keras.callbacks.Callback):
 
 
 def write_json(path, value):
-    """Writes JSON so that `path` is old or new, never half of it."""
+    """Writes JSON so that `path` is old or new, never half of it; NaN is null, as JSON has none."""
     aside = path.with_name(f"incomplete.{path.name}")
+    value = json.loads(json.dumps(value), parse_constant=lambda _: None)
     aside.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(aside, path)
 
 
 def claim(model_dir, run_flags, schema):
-    """Makes `model_dir` this run's, or checks that it is.
+    """Makes `model_dir` this run's, or checks that it is; `epochs` may change, to train on.
 
     Args:
-        model_dir: Directory.
+        model_dir: Existing directory.
         run_flags: dict of the flags that the result depends on.
         schema: `Schema` of the data.
 
@@ -172,26 +198,18 @@ def claim(model_dir, run_flags, schema):
         changed = [
             f"--{name}={run_flags[name]} (was {before.get(name)})"
             for name in run_flags
-            if run_flags[name] != before.get(name)
+            if run_flags[name] != before.get(name) and name != "epochs"
         ]
         if changed:
             raise ValueError(
                 f"{model_dir} holds a run with other flags; give another --model_dir or the same "
                 f"flags. Received: {', '.join(changed)}"
             )
-        if type(schema).load(directory) != schema:
-            raise ValueError(
-                f"{model_dir} holds a run on other data: its schema.json differs from the one in "
-                f"{schema.directory}. Give another --model_dir"
-            )
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    schema.save(directory)
-    shutil.copytree(
-        pathlib.Path(schema.directory, "vocabularies"),
-        directory / "vocabularies",
-        dirs_exist_ok=True,
-    )
+        check_same_rows(Schema.load(directory), schema)
+    else:
+        schema.save(directory)
+        vocabularies = pathlib.Path(schema.directory, "vocabularies")
+        shutil.copytree(vocabularies, directory / "vocabularies", dirs_exist_ok=True)
     write_json(path, run_flags)
 
 
@@ -207,6 +225,7 @@ def find_data(dataset, data_dir):
 
 def main(values):
     run_flags = {name: getattr(values, name) for name in _RUN_FLAGS}
+    run_flags["data_dir"] = os.path.abspath(values.data_dir)
     settings = flags.settings(values.set, models.get(values.model))
     data = RequestData(find_data(values.dataset, values.data_dir), values.history_length)
     dtype = "mixed_bfloat16" if values.mixed_precision else "float32"
@@ -218,17 +237,24 @@ def main(values):
         weighted_metrics=[keras.metrics.AUC(name="auc")],
         jit_compile=values.jit_compile,
     )
-    claim(values.model_dir, run_flags, data.schema)
-    run = Run(
-        values.model_dir, data, model, values.batch_size, values.seed, values.checkpoint_every
-    )
-    if run.step >= values.epochs * run.steps_per_epoch:
-        print(f"{values.model_dir} is trained already; evaluating it")
+    os.makedirs(values.model_dir, exist_ok=True)
+    with lock(values.model_dir, "training in"):
+        claim(values.model_dir, run_flags, data.schema)
+        run = Run(
+            values.model_dir, data, model, values.batch_size, values.seed, values.checkpoint_every
+        )
+        return finish(run, values.epochs, run_flags)
+
+
+def finish(run, epochs, run_flags):
+    """Trains to the end and reports; the exit status, which is that of a signal if one came."""
+    if len(run.validation) >= epochs:
+        print(f"{run.directory} is trained already; evaluating it")
     try:
-        run.fit(values.epochs)
+        run.fit(epochs)
     except Interrupted as stop:
         print(
-            f"\n{stop}: stopped at step {run.step} of {values.epochs * run.steps_per_epoch}; "
+            f"\n{stop}: stopped at step {run.step} of {epochs * run.steps_per_epoch}; "
             "the same command goes on from here"
         )
         return 128 + stop.signal_number
@@ -253,7 +279,7 @@ def report(run, run_flags):
             "validation_by_epoch": run.validation,
             "steps": run.step,
             "training_seconds": seconds,
-            "training_samples_per_second": run.step * run.batch_size / seconds,
+            "training_requests_per_second": run.requests / seconds,
             "flags": run_flags,
             "versions": {
                 "tfrec_diffusion": tfrec_diffusion.__version__,

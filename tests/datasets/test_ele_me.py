@@ -224,3 +224,10 @@ def test_a_missing_day_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file of day 7: expected D7_0\.csv"):
         builder.write()
     assert not (tmp_path / "data" / "ele_me" / "1.0.0").exists()
+
+
+@pytest.mark.parametrize("options", [{"history_length": 0}, {"min_count": True}])
+def test_wrong_options(tmp_path, options):
+    with pytest.raises(ValueError, match="must be an integer of at least 1. Received: "):
+        ele_me.EleMe(raw_dir=tmp_path, data_dir=tmp_path / "data", **options)
+    assert not list(tmp_path.iterdir())

@@ -202,6 +202,32 @@ def test_unusable_rows_are_counted(prepared):
     assert places == ["impressions.csv:16"]
 
 
+def test_features_that_are_not_numbers_are_missing(prepared, read_requests):
+    users = USERS.replace("ann,30", "ann,NULL")
+    directory = prepared(files={"users.csv": users})
+    report = _report(directory)
+    assert report["impressions join users.csv: age not a number, taken for missing"] == 1
+    assert report["sources"]["impressions"]["kept"] == 5
+    (ann, other), (bob,) = [
+        [r["age"] for r in read_requests(directory, "train") if r["item"][0] in items]
+        for items in ((7, 8), (9,))
+    ]
+    assert ann == other == 0 != bob
+
+
+def test_timestamps_and_boolean_labels_of_parquet(prepared, digests, tmp_path):
+    frame = pd.read_csv(io.StringIO(IMPRESSIONS)).astype({"item": "Int64", "clicked": bool})
+    frame["at"] = pd.to_datetime(frame["at"], unit="s")
+    frame.to_parquet(tmp_path / "impressions.parquet")
+    directory = prepared(
+        changed(impressions__files="impressions.parquet", impressions__time_unit="ms"),
+        {"impressions.parquet": (tmp_path / "impressions.parquet").read_bytes()},
+    )
+    one, other = digests(prepared()), digests(directory)
+    assert one.pop("report.json") != other.pop("report.json")
+    assert one == other
+
+
 def test_value_with_a_line_break_is_unknown_and_counted(prepared, read_requests):
     directory = prepared(changed(tables__shop__min_count=1), {"items.csv": 'item,shop\n1,"p\nq"\n'})
     assert _report(directory)["shop: values with a line break, taken for unknown"] == 1
@@ -252,6 +278,9 @@ def test_time_zone(prepared):
     spec["time_zone_hours"] = 8
     counts = _report(prepared(spec))["splits"]
     assert [counts[split]["requests"] for split in ("train", "validation", "test")] == [3, 1, 1]
+    spec["splits"]["train_until"] = "1970-01-01T05:31:40"
+    spec["time_zone_hours"] = 5.5
+    assert _report(prepared(spec))["splits"] == counts
 
 
 @pytest.mark.parametrize(
@@ -279,6 +308,8 @@ def test_time_zone(prepared):
         (changed(splits__train_until="soon"), "'splits.train_until' must be a time in ISO 8601"),
         (changed(splits__train_until="1971-01-01"), "'splits.validation_until' must be a time af"),
         (changed(behaviors__keep={"event": "click"}), "'behaviors.keep.event' must be a list"),
+        (changed(tables__more=SPEC["tables"]["item"]), "'tables.more' is used by no feature"),
+        (changed(time_zone_hours="8"), "'time_zone_hours' must be a number. It is: '8'"),
         # Against the files.
         (changed(impressions__files="no*.csv"), r"must hold a file 'no\*.csv'. It holds: behav"),
         (changed(impressions__label="click"), "must have a column 'click'. It has: at, who, item"),
@@ -293,6 +324,20 @@ def test_wrong_specs(prepared, spec, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         prepared(spec)
     assert "shop.json: " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"spec": 1}, "`spec` must be the path of a JSON file. Received: 1"),
+        ({"spec": None}, "`spec` must be the path of a JSON file. Received: None"),
+        ({"history_length": True}, "`history_length` must be an integer of at least 1"),
+    ],
+)
+def test_wrong_options(tmp_path, options, message):
+    options = {"spec": "experiments/kuairand.json", **options}
+    with pytest.raises(ValueError, match=message):
+        prepare("logs", raw_dir=tmp_path, data_dir=tmp_path, **options)
 
 
 def test_one_column_has_one_type(prepared):

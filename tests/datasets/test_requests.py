@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from tfrec_diffusion import locking
 from tfrec_diffusion import schema as schema_lib
 from tfrec_diffusion.datasets import requests, vocabularies
 
@@ -210,12 +211,32 @@ def test_no_raw_dir(tmp_path):
         Toy(raw_dir=None, data_dir=tmp_path)
 
 
-def test_set_aside_comes_back_if_the_new_one_fails(toy, digests):
+def test_overwrite(toy, tmp_path, digests):
     before = digests(toy.data_dir)
-    with pytest.raises(OSError, match="no"), toy.set_aside():
-        assert not tf.io.gfile.exists(toy.data_dir)
-        raise OSError("no")
+    with pytest.raises(ValueError, match="got no request"):
+        Toy.overwrite(raw_dir=tmp_path, data_dir=tmp_path / "data", count=0)
     assert digests(toy.data_dir) == before
+    Toy.overwrite(raw_dir=tmp_path, data_dir=tmp_path / "data", count=2)
+    assert digests(toy.data_dir) != before
+    assert left_in(tmp_path) == ["1.0.0"]
+
+
+def test_overwrite_holds_the_directory_before_it_moves_the_old_data(toy, tmp_path, digests):
+    before = digests(toy.data_dir)
+    another = locking.lock(tmp_path / "data" / "toy", "preparing")
+    with another, pytest.raises(BlockingIOError, match="another process is preparing"):
+        Toy.overwrite(raw_dir=tmp_path, data_dir=tmp_path / "data")
+    assert digests(toy.data_dir) == before
+    assert left_in(tmp_path) == ["1.0.0"]
+
+
+def test_the_next_run_puts_back_what_a_killed_overwrite_moved(toy, tmp_path, digests):
+    before = digests(toy.data_dir)
+    path = tmp_path / "data" / "toy" / "1.0.0"
+    path.rename(path.with_name("replaced_1.0.0"))
+    Toy(raw_dir=tmp_path, data_dir=tmp_path / "data", count=1).write()
+    assert digests(path) == before
+    assert left_in(tmp_path) == ["1.0.0"]
 
 
 class _Interrupted(Endless):

@@ -172,12 +172,16 @@ def test_files_of_another_origin_are_not_touched(tmp_path):
         ({"categories": 300}, r"`categories` must be at most items=200. Received: categories=300"),
         ({"interests": 1}, r"`interests` must be an integer of at least 2. Received: interests=1"),
         ({"interests": 11}, r"`interests` must be at most categories=10. Received: interests=11"),
+        ({"users": True}, r"`users` must be an integer of at least 1. Received: users=True"),
         ({"seed": -1}, r"`seed` must be an integer of at least 0. Received: seed=-1"),
     ],
 )
 def test_wrong_options(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         synthetic.write_raw(tmp_path / "raw", **{**_SMALL, **options})
+    with pytest.raises(ValueError, match=message):
+        synthetic.Synthetic(data_dir=tmp_path, **{**_SMALL, **options})
+    assert not list(tmp_path.iterdir())
 
 
 def test_best_reachable_is_that_of_the_true_probabilities(raw_dir):

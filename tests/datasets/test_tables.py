@@ -1,5 +1,8 @@
+import _thread
 import gzip
+import threading
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pytest
@@ -57,6 +60,52 @@ def test_parquet(database, tmp_path):
     pd.DataFrame({"name": ["a", None], "user": [5, 6]}).to_parquet(tmp_path / "t.parquet")
     database.load("t", [tmp_path / "t.parquet"], TYPES)
     assert rows(database) == [(5, "a"), (6, None)]
+
+
+def test_lenient_columns_keep_the_row(database, report, tmp_path):
+    (tmp_path / "t.csv").write_text("user,name,n,m\n1,a,NULL,1\n2,b,,x\n3,c,7,3\nx,d,8,4\n")
+    columns = {**TYPES, "n": "FLOAT", "m": "BIGINT"}
+    database.load("t", [tmp_path / "t.csv"], columns, lenient={"m", "n", "name"})
+    assert rows(database) == [(1, "a", None, 1), (2, "b", None, None), (3, "c", 7.0, 3)]
+    config = report.get_config()
+    assert config["t: n not a number, taken for missing"] == 1
+    assert config["t: m not a number, taken for missing"] == 1
+    assert config["sources"]["t"]["dropped"] == {
+        "user is not a number": {"rows": 1, "places": ["t.csv:5"]}
+    }
+
+
+def test_files_without_header_have_no_quotes(database, report, tmp_path):
+    (tmp_path / "t.csv").write_text('1,a\n2,"b\n3,c\n')
+    database.load("t", [tmp_path / "t.csv"], TYPES, header=("user", "name"))
+    assert rows(database) == [(1, "a"), (2, '"b'), (3, "c")]
+
+
+def test_parquet_types(database, tmp_path):
+    path = tmp_path / "t.parquet"
+    duckdb.sql(
+        "SELECT TIMESTAMP '1970-01-01 00:00:05' AS a, TIMESTAMPTZ '1970-01-01 01:00:06+01' AS b, "
+        "TIMESTAMP_NS '1970-01-01 00:00:00.000000007' AS c, true AS d, 8::UBIGINT AS e, "
+        "9::DECIMAL(18, 0) AS f, 1.5::DECIMAL(4, 2) AS g"
+    ).write_parquet(str(path))
+    integers = dict.fromkeys("abcdef", "BIGINT")
+    database.load("t", [path], {**integers, "g": "FLOAT"})
+    assert rows(database) == [(5 * 10**9, 6 * 10**9, 7, 1, 8, 9, 1.5)]
+    with pytest.raises(ValueError, match=r"column 'g' must be .* It is: DECIMAL\(4,2\)"):
+        database.load("u", [path], {"g": "BIGINT"})
+
+
+def test_errors_of_the_database_are_pythons_own(database):
+    with pytest.raises(ValueError, match="^Conversion Error.*abc"):
+        database.execute("SELECT 'abc'::BIGINT\n")
+    timer = threading.Timer(0.3, _thread.interrupt_main)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        database.execute(
+            "SELECT count(*) FROM range(100000) a, range(10000000) b "
+            "WHERE a.range * b.range % 7 = 3"
+        )
+    timer.join()
 
 
 def test_dropped_rows_are_shown(database, report, tmp_path):

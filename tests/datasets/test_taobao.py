@@ -137,9 +137,28 @@ def test_negatives_of_training_are_items_that_training_sees(prepared, read_reque
     train = [r for r in read_requests(directory, "train") if r["label"] == [0]]
     assert len({r["item"][0] for r in train}) > 20
     assert all(r["item"] != ["?"] for r in train)
-    # 72 of the 192 items of the file are seen, so that most negatives of the test are unknown.
-    test = [r["item"] == ["?"] for r in read_requests(directory, "test") if r["label"] == [0]]
-    assert 0.4 < np.mean(test) < 0.85
+
+
+SPLITS = ("train", "validation", "test", "test_popularity", "test_99")
+
+
+@pytest.mark.parametrize("min_count", [1, 2])
+def test_unknown_items_do_not_tell_the_label(prepared, read_requests, min_count):
+    # Half of the users end with items that training sees, half with some of their own.
+    histories = {
+        u: [u % 7, 100 + u % 5, 200 + u, *((u % 6, 3) if u % 2 else (300 + u, 400 + u))]
+        for u in range(60)
+    }
+    directory = prepared(lines(histories), min_count=min_count)
+    for split in SPLITS:
+        by_user = collections.defaultdict(set)
+        for request in read_requests(directory, split):
+            by_user[request["group_id"]].update(item == "?" for item in request["item"])
+        assert len(by_user) == 60
+        # What the positive is, its negatives are.
+        assert all(len(kinds) == 1 for kinds in by_user.values())
+        if split not in ("train", "test_99"):
+            assert sum(kinds == {True} for kinds in by_user.values()) == 30
 
 
 def test_the_negative_is_never_the_positive_and_has_its_most_frequent_category(
@@ -162,12 +181,24 @@ def test_the_negative_is_never_the_positive_and_has_its_most_frequent_category(
 
 
 def test_sampler_draws_by_weight():
-    sampler = taobao._Sampler(np.array([5, 0, 1, 2]))
+    sampler = taobao._Sampler(np.array([5, 0, 1, 2]), np.ones(4, bool))
     for positive, numbers, expected in ((0, 3, [0, 0, 1, 2]), (2, 7, [5, 0, 0, 2])):
         drawn = sampler.draw(np.array([positive]), np.arange(numbers, dtype=np.uint64)[None])
         assert np.bincount(drawn[0], minlength=4).tolist() == expected
-    with pytest.raises(ValueError, match="at least two distinct items"):
-        taobao._Sampler(np.array([0, 3, 0]))
+
+
+def test_sampler_draws_items_like_the_positive():
+    sampler = taobao._Sampler(
+        np.array([5, 3, 1, 2, 4]), np.array([True, False, True, False, False])
+    )
+    numbers = np.arange(12, dtype=np.uint64)[None].repeat(2, axis=0)
+    drawn = sampler.draw(np.array([0, 1]), numbers)
+    assert np.bincount(drawn[0], minlength=5).tolist() == [0, 0, 12, 0, 0]
+    assert np.bincount(drawn[1], minlength=5).tolist() == [0, 0, 0, 4, 8]
+    # Item 4 is alone of its kind: its negatives are any.
+    sampler = taobao._Sampler(np.array([5, 3, 0, 2, 4]), np.arange(5) < 4)
+    drawn = sampler.draw(np.array([4]), np.arange(10, dtype=np.uint64)[None])
+    assert np.bincount(drawn[0], minlength=5).tolist() == [5, 3, 0, 2, 0]
 
 
 def test_99_negatives(prepared, read_requests):
@@ -230,8 +261,9 @@ def test_gzip_gives_the_same(tmp_path, prepared, digests):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"history_length": 0}, "`history_length` must be a positive integer. Received: 0"),
-        ({"min_count": "x"}, "`min_count` must be a positive integer. Received: 'x'"),
+        ({"history_length": 0}, "`history_length` must be an integer of at least 1. .*=0"),
+        ({"min_count": "x"}, "`min_count` must be an integer of at least 1. .*='x'"),
+        ({"train_positives": True}, "`train_positives` must be an integer .*=True"),
         ({"protocol": "mine"}, "`protocol` must be one of"),
     ],
 )
@@ -247,8 +279,24 @@ def test_missing_raw_file(tmp_path):
 
 
 def test_file_without_usable_rows(prepared):
-    with pytest.raises(ValueError, match="two distinct items"):
+    with pytest.raises(ValueError, match=r"two distinct items.*time outside 25 November"):
         prepared(["1,1,1,pv,5"])
+
+
+def test_a_lone_quote_swallows_no_lines(prepared):
+    content = lines(HISTORIES)
+    directory = prepared([*content[:3], '"1,2,3,pv,1511539300', *content[3:]])
+    (source,) = _report(directory)["sources"].values()
+    assert (source["read"], source["dropped"]["user is not a number"]["rows"]) == (14, 1)
+
+
+def test_unknown_items_do_not_tell_the_label_of_the_real_sample(samples, tmp_path, read_requests):
+    directory = prepare("taobao", raw_dir=samples / "taobao", data_dir=tmp_path)
+    for split in SPLITS:
+        requests = read_requests(directory, split)
+        unknown = np.array([[item == "?" for item in r["item"]] for r in requests])
+        labels = np.array([r["label"] for r in requests])
+        assert unknown[labels == 1].mean() == unknown[labels == 0].mean(), split
 
 
 def test_real_sample(samples, tmp_path, read_requests):

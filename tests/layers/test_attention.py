@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfrec_diffusion.layers import attention
 from tfrec_diffusion.layers.attention import LocalActivationUnit
@@ -75,3 +76,19 @@ def test_candidates_do_not_see_each_other(layer, inputs):
 def test_wrong_units():
     with pytest.raises(ValueError, match="`units` must be positive widths. Received"):
         LocalActivationUnit(units=())
+
+
+@pytest.mark.parametrize("jit_compile", [True, False])
+def test_open_shapes_change_nothing(layer, inputs, jit_compile, monkeypatch):
+    monkeypatch.setattr(attention, "_POSITIONS_PER_BLOCK", 50)
+    signature = [
+        tf.TensorSpec([None, None, 6]),
+        tf.TensorSpec([None, None, 6]),
+        tf.TensorSpec([None, None], tf.bool),
+        tf.TensorSpec([None, None], tf.bool),
+    ]
+    traced = tf.function(layer, input_signature=signature, jit_compile=jit_compile)
+    expected = concatenated_form(layer, *inputs[:3])
+    for requests in (5, 4, 1):
+        outputs = traced(*(tensor[:requests] for tensor in inputs))
+        np.testing.assert_allclose(outputs, expected[:requests], rtol=1e-4, atol=1e-5)

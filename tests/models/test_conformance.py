@@ -1,5 +1,7 @@
 """What holds for every registered model."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -142,3 +144,19 @@ def test_wrong_arguments_are_refused(name, schema):
         models.create(name, schema=schema, tower_units=())
     with pytest.raises(ValueError, match="`activation` must be"):
         models.create(name, schema=schema, activation="tanh")
+    with pytest.raises(ValueError, match="`dropout` must be in"):
+        models.create(name, schema=schema, dropout="high")
+    with pytest.raises(ValueError, match="`dim` must be a positive integer"):
+        models.create(name, schema=schema, embedding_dim="wide")
+    with pytest.raises(ValueError, match="`stddev` must be a number"):
+        models.create(name, schema=schema, embedding_stddev=-1)
+
+
+def test_a_feature_may_have_any_name(name, schema):
+    features = [
+        dataclasses.replace(feature, name=new)
+        for feature, new in zip(schema.features, ("tower", "logit", "attention"), strict=False)
+    ]
+    models.create(
+        name, schema=dataclasses.replace(schema, features=(*features, *schema.features[3:]))
+    )

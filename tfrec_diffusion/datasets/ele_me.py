@@ -85,6 +85,7 @@ class EleMe(requests.RequestBuilder):
     )
 
     def __init__(self, *, raw_dir, data_dir, history_length=50, min_count=2):
+        requests.check_integers(history_length=history_length, min_count=min_count)
         self.history_length = history_length
         self.min_count = min_count
         super().__init__(raw_dir=raw_dir, data_dir=data_dir)

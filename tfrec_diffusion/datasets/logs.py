@@ -18,10 +18,12 @@ class _Events(NamedTuple):
     Args:
         tables: SQL of a FROM clause that joins them; the events are `e`.
         columns: SQL of the value of each column that features need.
+        unit: Nanoseconds in one of the time column's units.
     """
 
     tables: str
     columns: dict[str, str]
+    unit: int
 
 
 class Logs(requests.RequestBuilder):
@@ -43,12 +45,7 @@ class Logs(requests.RequestBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, raw_dir, data_dir, spec=None, history_length=100):
-        if spec is None:
-            raise ValueError("`spec` must be the path of a JSON file. Received: None")
-        if not isinstance(history_length, int) or history_length < 1:
-            raise ValueError(
-                f"`history_length` must be a positive integer. Received: {history_length!r}"
-            )
+        requests.check_integers(history_length=history_length)
         self._spec = logs_spec.Spec.load(spec)
         self._spec_path = pathlib.Path(spec)
         self.spec = f"{self._spec_path.name} ({self._spec.digest})"
@@ -94,6 +91,11 @@ class Logs(requests.RequestBuilder):
             if (column.group == "history") == of_behaviors
         }
 
+    def _key(self, name):
+        """The first candidate or history feature, which tells real from padding."""
+        group = "history" if name == "behaviors" else "candidate"
+        return next(f for f in self._features_of(name).values() if f.group == group)
+
     def _column_types(self, name):
         """SQL types of the columns that are needed of the impressions or behaviors."""
         types = {}
@@ -121,28 +123,34 @@ class Logs(requests.RequestBuilder):
         paths = tables.find_files(self.raw_dir, events.files)
         header = tables.column_names(paths[0])
         own = {column: kind for column, kind in types.items() if column in header} | required
-        database.load(name, paths, own)
+        strict = {*required, self._key(name).column}
+        database.load(name, paths, own, lenient=own.keys() - strict)
         columns = {column: f"e.{tables.quoted(column)}" for column in own}
         from_ = f"{name} AS e"
         for i, join in enumerate(events.join):
-            side = self._load_side(database, name, join, required[join.on], types, columns, f"s{i}")
+            side = self._load_side(
+                database, name, join, required[join.on], types, columns, strict, f"s{i}"
+            )
             on = tables.quoted(join.on)
             from_ += f" LEFT JOIN {tables.quoted(side)} AS s{i} ON e.{on} = s{i}.{on}"
         for column in types:
             if column not in columns:
                 files = [events.files, *(join.files for join in events.join)]
                 raise ValueError(f"{name} must have a column {column!r} in one of {files}")
-        loaded = _Events(from_, columns)
+        stamped = tables.holds_timestamps(paths[0], events.time)
+        unit = logs_spec.TIME_UNITS["ns" if stamped else events.time_unit]
+        loaded = _Events(from_, columns, unit)
         self._drop_unusable(database, name, events, required[events.user], loaded)
         return loaded
 
-    def _load_side(self, database, name, join, key_type, types, columns, alias):
+    def _load_side(self, database, name, join, key_type, types, columns, strict, alias):
         """Loads a side table with the columns that are still missing in `columns`."""
         side = f"{name} join {join.files}"
         paths = tables.find_files(self.raw_dir, join.files)
         header = tables.column_names(paths[0])
         found = {c: kind for c, kind in types.items() if c in header and c not in columns}
-        database.load(side, paths, {join.on: key_type, **found})
+        own = {join.on: key_type, **found}
+        database.load(side, paths, own, lenient=found.keys() - strict)
         first = f"SELECT min(rowid) FROM {tables.quoted(side)} GROUP BY {tables.quoted(join.on)}"
         database.drop(side, f"rowid NOT IN ({first})", f"{join.on} repeated")
         columns |= {column: f"{alias}.{tables.quoted(column)}" for column in found}
@@ -160,7 +168,7 @@ class Logs(requests.RequestBuilder):
         database.drop(
             name, f"coalesce({tables.quoted(events.user)}, {missing}) = {missing}", "no user"
         )
-        last = _LARGEST_TIME // logs_spec.TIME_UNITS[events.time_unit]
+        last = _LARGEST_TIME // loaded.unit
         database.drop(
             name,
             f"NOT coalesce({tables.quoted(events.time)} BETWEEN 0 AND {last}, false)",
@@ -172,9 +180,7 @@ class Logs(requests.RequestBuilder):
                 f"NOT coalesce({tables.quoted(events.label)} IN (0, 1), false)",
                 "label neither 0 nor 1",
             )
-        # The first candidate or history feature tells real from padding.
-        groups = ("history",) if name == "behaviors" else ("candidate",)
-        key = next(f for f in self._features_of(name).values() if f.group in groups)
+        key = self._key(name)
         value = self._value(key, loaded)
         nothing = tables.MISSING[tables.SQL_TYPES[self._spec.tables[key.table].dtype]]
         rows = f"SELECT e.rowid FROM {loaded.tables} WHERE {value} = {nothing}"
@@ -191,7 +197,6 @@ class Logs(requests.RequestBuilder):
         for name, loaded in (("impressions", impressions), ("behaviors", behaviors)):
             events = getattr(self._spec, name)
             user, time = tables.quoted(events.user), tables.quoted(events.time)
-            unit = logs_spec.TIME_UNITS[events.time_unit]
             own = self._features_of(name)
             values = []
             for feature, column in self._spec.features.items():
@@ -200,7 +205,7 @@ class Logs(requests.RequestBuilder):
                 values.append(f"{value} AS {tables.quoted('f_' + feature)}")
             label = f"e.{tables.quoted(events.label)}" if events.label else "0"
             selects.append(
-                f"SELECT e.{user} AS user_id, e.{time} * {unit} AS time, "
+                f"SELECT e.{user} AS user_id, e.{time} * {loaded.unit} AS time, "
                 f"{name == 'behaviors'} AS is_behavior, e.rowid AS row, {label}::FLOAT AS label, "
                 f"{', '.join(values)} FROM {loaded.tables}"
             )

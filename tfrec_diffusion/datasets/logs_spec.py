@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import os
 import pathlib
 import typing
 
@@ -33,9 +34,10 @@ class Events:
     Args:
         files: Glob pattern below `raw_dir`: .csv (with a header line), .csv.gz or .parquet.
         user: Column of the user's id.
-        time: Column of an integer time since 1970 UTC.
-        time_unit: One of `TIME_UNITS`.
-        label: Column of 0 or 1; of impressions only.
+        time: Column of an integer time since 1970 UTC, or a TIMESTAMP (Parquet; in UTC if it has no
+            time zone).
+        time_unit: One of `TIME_UNITS`; a TIMESTAMP has its own.
+        label: Column of 0 or 1, or a BOOLEAN (Parquet); of impressions only.
         keep: Per column the values (as text) to keep; rows with others are left out.
         join: Side tables. A feature's column is looked for in `files`, then in these in order.
     """
@@ -96,7 +98,7 @@ class Spec:
         splits: Times.
         tables: By name.
         features: By name, in the schema's order.
-        time_zone_hours: Offset from UTC of times in `splits`.
+        time_zone_hours: Offset from UTC of times in `splits`, such as 5.5.
         comment: For the reader.
     """
 
@@ -105,7 +107,7 @@ class Spec:
     splits: Splits
     tables: dict[str, Table]
     features: dict[str, Feature]
-    time_zone_hours: int = 0
+    time_zone_hours: float = 0
     comment: str = ""
 
     def __post_init__(self):
@@ -114,7 +116,10 @@ class Spec:
                 raise _Wrong(f"{where}.time_unit", f"one of {list(TIME_UNITS)}", events.time_unit)
         if not self.impressions.label:
             raise _Wrong("impressions.label", "the name of a column", "nothing")
+        used = {feature.table for feature in self.features.values()}
         for name, table in self.tables.items():
+            if name not in used:
+                raise ValueError(f"'tables.{name}' is used by no feature")
             if table.min_count < 1:
                 raise _Wrong(f"tables.{name}.min_count", "a positive integer", table.min_count)
             least = {"hash": 1, "boundaries": 2}.get(table.kind, 0)
@@ -137,8 +142,11 @@ class Spec:
 
         Raises:
             FileNotFoundError: If there is none.
-            ValueError: If it is not one; names the file, the key, what is expected and what came.
+            ValueError: If `path` is no path or the file no spec; names the file, the key, what is
+                expected and what came.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise ValueError(f"`spec` must be the path of a JSON file. Received: {path!r}")
         path = pathlib.Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"`spec` must be the path of a JSON file. Received: {path}")
@@ -189,10 +197,18 @@ def _read(kind, value, key):
     """Turns a JSON value into `kind`, a type that the dataclasses above name."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     json_type = {tuple: list, dict: dict, None: dict}[origin] if origin else kind
+    if kind is float and isinstance(value, int):
+        json_type = int
     if dataclasses.is_dataclass(kind):
         json_type = dict
     if not isinstance(value, json_type) or isinstance(value, bool):
-        expected = {dict: "an object", list: "a list", str: "a text", int: "an integer"}
+        expected = {
+            dict: "an object",
+            list: "a list",
+            str: "a text",
+            int: "an integer",
+            float: "a number",
+        }
         raise _Wrong(key or "the whole", expected[json_type], value)
     if origin is tuple:
         return tuple(_read(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value))

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import fcntl
 import inspect
 import json
 import os
@@ -18,6 +17,7 @@ from tensorflow_datasets.core import writer as tfds_writer
 from tensorflow_datasets.proto import tf_example_pb2
 
 from tfrec_diffusion import schema as schema_lib
+from tfrec_diffusion.locking import lock
 
 REPORT = "report.json"
 
@@ -65,6 +65,19 @@ class Report:
             lost = sum(drop["rows"] for drop in dropped.values())
             sources[source] = {"read": int(rows), "kept": int(rows) - lost, "dropped": dropped}
         return {"sources": sources, **self._notes}
+
+    def __str__(self):
+        return f"read and dropped: {json.dumps(self.get_config()['sources'])}"
+
+
+def check_integers(*, least=1, **options):
+    """Raises a `ValueError` if an option, by name, is not an integer of at least `least`."""
+    for name, value in options.items():
+        # bool is an int to Python.
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(
+                f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
+            )
 
 
 class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -131,35 +144,33 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             BlockingIOError: If another process is preparing it.
             OSError: If it cannot be written, for instance because the disk is full.
         """
-        parent = pathlib.Path(self.data_dir).parent
-        parent.mkdir(parents=True, exist_ok=True)
-        with _lock(parent):
-            # What a killed run left; the lock says that no living one writes it.
-            for path in parent.glob("incomplete.*"):
-                shutil.rmtree(path)
-            try:
-                self.download_and_prepare(
-                    download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-                )
-            except tf.errors.OpError as error:
-                raise OSError(f"cannot write to {parent}: {error.message}") from error
+        with _hold(pathlib.Path(self.data_dir)):
+            self._write()
 
-    @contextlib.contextmanager
-    def set_aside(self):
-        """Moves the prepared data set aside for the time of a `with` block that replaces it.
+    @classmethod
+    def overwrite(cls, **arguments):
+        """Prepares the data set of a builder with these arguments in place of what is there.
 
-        It comes back if the block fails, else it is removed.
+        The old one comes back if that fails.
+
+        Raises:
+            BlockingIOError: If another process is preparing it.
+            OSError: If it cannot be written, for instance because the disk is full.
         """
-        path = pathlib.Path(self.data_dir)
-        aside = path.with_name(f"replaced_{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
+        path = pathlib.Path(cls(**arguments).data_dir)
+        with _hold(path) as aside:
+            if path.exists():
+                path.rename(aside)
+            # A builder made before would have taken the old data set's description for its own.
+            cls(**arguments)._write()
+
+    def _write(self):
         try:
-            yield
-        except BaseException:
-            aside.rename(path)
-            raise
-        shutil.rmtree(aside)
+            self.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+            )
+        except tf.errors.OpError as error:
+            raise OSError(f"cannot write {self.data_dir}: {error.message}") from error
 
     # What TFDS asks for; `convert` takes the place of the two below.
 
@@ -218,10 +229,7 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         ):
             writer.write(key, request)
         if not serializer.counts[name]["requests"]:
-            raise ValueError(
-                f"split {name!r} of {self.name} got no request; "
-                f"read and dropped: {json.dumps(self.report.get_config()['sources'])}"
-            )
+            raise ValueError(f"split {name!r} of {self.name} got no request; {self.report}")
         lengths, size = writer.finalize()
         return tfds_splits.SplitInfo(
             name=name, shard_lengths=lengths, num_bytes=size, filename_template=template
@@ -285,14 +293,27 @@ def _list_of(dtype):
 
 
 @contextlib.contextmanager
-def _lock(directory):
-    """Holds `directory` for this process; the system lets go of it if the process dies."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
+def _hold(path):
+    """Holds a data set's directory for this process, also while it is not there.
+
+    Yields the path to move the old data set to. Whatever comes, even a kill (then the next holder
+    sees to it), the old one returns if there is no new one, and goes if there is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"replaced_{path.name}")
+    with lock(path.parent, "preparing"):
+        # What a killed run left; the lock says that no living one writes it.
+        for left in path.parent.glob("incomplete.*"):
+            shutil.rmtree(left)
+        _settle(path, aside)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(f"another process is preparing {directory}") from None
-        yield
-    finally:
-        os.close(handle)
+            yield aside
+        finally:
+            _settle(path, aside)
+
+
+def _settle(path, aside):
+    if path.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+    elif aside.exists():
+        aside.rename(path)

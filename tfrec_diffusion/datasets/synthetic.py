@@ -19,7 +19,7 @@ import pandas as pd
 import tensorflow_datasets as tfds
 
 from tfrec_diffusion import metrics
-from tfrec_diffusion.datasets import ele_me
+from tfrec_diffusion.datasets import ele_me, requests
 
 _VERSION = "1.0.0"  # rises with any change of what the same options give
 _OPTIONS = "options.json"
@@ -105,12 +105,15 @@ class Synthetic(ele_me.EleMe):
             history_length=history_length,
             min_count=min_count,
         )
+        _check(self._raw_options)
+
+    @property
+    def _raw_options(self):
+        return {name: value for name, value in self.options.items() if name != "min_count"}
 
     def convert(self):
         """As `EleMe.convert`, after the raw files have been written."""
-        options = dict(self.options)
-        del options["min_count"]
-        write_raw(self.raw_dir, **options)
+        write_raw(self.raw_dir, **self._raw_options)
         self.report.note(
             "best_reachable",
             {split: best_reachable(self.raw_dir, days) for split, days in ele_me.DAYS.items()},
@@ -182,11 +185,7 @@ def write_raw(raw_dir, *, users, items, categories, interests, impressions, hist
 
 def _check(options):
     for name, value in options.items():
-        least = {"seed": 0, "interests": 2}.get(name, 1)
-        if not isinstance(value, int) or value < least:
-            raise ValueError(
-                f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
-            )
+        requests.check_integers(least={"seed": 0, "interests": 2}.get(name, 1), **{name: value})
     for name, limit in (("categories", "items"), ("interests", "categories")):
         if options[name] > options[limit]:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import fnmatch
 import gzip
 import pathlib
 import shutil
@@ -18,11 +19,16 @@ _VECTORS_PER_CHUNK = 64
 SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR", "float32": "FLOAT"}
 MISSING = {"BIGINT": "-1", "VARCHAR": "''", "FLOAT": "'nan'::FLOAT"}
 
-_INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
+_INTEGERS = (
+    *("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT"),
+    *("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "DECIMAL(*,0)"),
+)
+# Types of Parquet columns, as patterns; a TIMESTAMP is read as nanoseconds since 1970 UTC.
+_TIMESTAMP = "TIMESTAMP*"
 _READABLE_AS = {
-    "BIGINT": _INTEGERS,
+    "BIGINT": (*_INTEGERS, _TIMESTAMP),
     "VARCHAR": (*_INTEGERS, "VARCHAR"),
-    "FLOAT": (*_INTEGERS, "FLOAT", "DOUBLE"),
+    "FLOAT": (*_INTEGERS, "DECIMAL*", "FLOAT", "DOUBLE"),
 }
 _REJECTIONS = {
     "MISSING COLUMNS": "too few columns",
@@ -58,6 +64,11 @@ def column_names(path):
             return next(csv.reader([file.readline().decode("utf-8-sig")]), [])
     except (EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} must be a CSV file in UTF-8: {error}") from error
+
+
+def holds_timestamps(path, name):
+    """Whether a column is a TIMESTAMP of a Parquet file, which `load` reads as nanoseconds."""
+    return path.suffix == ".parquet" and _is_any(_parquet_types(path).get(name, ""), [_TIMESTAMP])
 
 
 def quoted(name):
@@ -119,7 +130,9 @@ class Database:
         """Runs a statement and returns the rows of its result.
 
         Raises:
+            KeyboardInterrupt: If Ctrl-C stops it.
             OSError: If DuckDB cannot; for instance the disk is full or a file is cut off.
+            ValueError: If the statement does not fit the data.
         """
         with _clear_errors():
             return self._connection.execute(sql).fetchall()
@@ -147,7 +160,7 @@ class Database:
             return {name: np.zeros(0, np.int64) for name in names}
         return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
-    def load(self, table, paths, columns, *, header=None):
+    def load(self, table, paths, columns, *, header=None, lenient=()):
         """Creates `table` with some columns of files; its `rowid` is the order of the rows.
 
         Rows that cannot be read are counted in the report by reason, with file and line.
@@ -155,7 +168,9 @@ class Database:
         Args:
             paths: Files of one format with the same columns; .csv, .csv.gz or .parquet.
             columns: dict of SQL type (`SQL_TYPES`) by column name.
-            header: Names of all columns, where CSV files have no header line.
+            header: Names of all columns, where CSV files have no header line, nor quotes.
+            lenient: Names of columns in which a text that is not a number is taken for missing and
+                counted, while elsewhere such a row is dropped (CSV).
 
         Raises:
             ValueError: If a file lacks a column, has other columns than the first, or (Parquet)
@@ -163,16 +178,24 @@ class Database:
         """
         if all(path.suffix == ".parquet" for path in paths):
             source = self._parquet(paths, columns)
+            stamped = {name for name in columns if holds_timestamps(paths[0], name)}
+            as_text = {}
         else:
-            source = self._csv(paths, columns, header)
+            as_text = {n: k for n, k in columns.items() if n in lenient and k != "VARCHAR"}
+            source = self._csv(paths, columns | dict.fromkeys(as_text, "VARCHAR"), header)
+            stamped = set()
         selected = ", ".join(
-            f"{quoted(name)}::{kind} AS {quoted(name)}" for name, kind in columns.items()
+            (f"epoch_ns({quoted(name)})" if name in stamped else quoted(name))
+            + f"::{'VARCHAR' if name in as_text else kind} AS {quoted(name)}"
+            for name, kind in columns.items()
         )
         self.execute(f"CREATE TABLE {quoted(table)} AS SELECT {selected} FROM {source}")
         ((rows,),) = self.execute(f"SELECT count(*) FROM {quoted(table)}")
         self._report.read(table, rows)
         if source.startswith("read_csv"):
             self._count_rejects(table)
+        for name, kind in as_text.items():
+            self._read_numbers(table, name, kind)
 
     def drop(self, table, condition, reason):
         """Deletes the rows of a loaded table where `condition` holds; reports the first of them."""
@@ -182,12 +205,22 @@ class Database:
         ((rows,),) = self.execute(f"DELETE FROM {quoted(table)} WHERE {condition}")
         self._report.drop(table, reason, rows, [row for (row,) in first])
 
+    def _read_numbers(self, table, name, kind):
+        """Turns a column of text into one of numbers."""
+        column, number = quoted(name), f"TRY_CAST({quoted(name)} AS {kind})"
+        ((rows,),) = self.execute(
+            f"SELECT count(*) FROM {quoted(table)} WHERE trim({column}) <> '' AND {number} IS NULL"
+        )
+        if rows:
+            self._report.note(f"{table}: {name} not a number, taken for missing", rows)
+        self.execute(f"ALTER TABLE {quoted(table)} ALTER {column} TYPE {kind} USING {number}")
+
     def _parquet(self, paths, columns):
         for path in paths:
             types = _parquet_types(path)
             _check_columns(path, types, columns)
             for name, kind in columns.items():
-                if types[name] not in _READABLE_AS[kind]:
+                if not _is_any(types[name], _READABLE_AS[kind]):
                     raise ValueError(
                         f"{path}: column {name!r} must be one of {', '.join(_READABLE_AS[kind])}. "
                         f"It is: {types[name]}"
@@ -207,10 +240,11 @@ class Database:
         types = ", ".join(
             f"{literal(name)}: {literal(columns.get(name, 'VARCHAR'))}" for name in names
         )
+        quotes = "quote = '', escape = ''" if header else "quote = '\"', escape = '\"'"
         return (
             f"read_csv([{', '.join(map(literal, paths))}], columns = {{{types}}}, "
             f"auto_detect = false, header = {header is None}, "
-            "delim = ',', quote = '\"', escape = '\"', "
+            f"delim = ',', {quotes}, "
             "store_rejects = true, rejects_table = 'rejects', rejects_scan = 'scans')"
         )
 
@@ -251,6 +285,10 @@ def _parquet_types(path):
     return {name: kind for name, kind, *_ in rows}
 
 
+def _is_any(kind, patterns):
+    return any(fnmatch.fnmatchcase(kind, pattern) for pattern in patterns)
+
+
 def _check_columns(path, there, columns):
     for name in columns:
         if name not in there:
@@ -259,11 +297,18 @@ def _check_columns(path, there, columns):
 
 @contextlib.contextmanager
 def _clear_errors():
-    """Errors of the system (a full disk, a file that is cut off) as the system's own kind."""
+    """DuckDB's errors as Python's own kind, of one line."""
     try:
         yield
     except duckdb.OperationalError as error:
         raise OSError(_first_line(error)) from error
+    except duckdb.Error as error:
+        raise ValueError(_first_line(error)) from error
+    except RuntimeError as error:
+        # So DuckDB says that Ctrl-C stopped it.
+        if str(error) == "Query interrupted":
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _first_line(error):

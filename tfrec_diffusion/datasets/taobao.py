@@ -43,8 +43,11 @@ class Taobao(requests.RequestBuilder):
     negative is uniform), and of the test positives again `test_popularity` (the negative is drawn
     in proportion to popularity) and `test_99` (one request with the positive among 99 uniform
     negatives). Negatives differ from the positive. Those of training come from the items that
-    training sees, those of validation and test from all items of the file: in neither does "out of
-    vocabulary" tell a positive from a negative. A negative's category is its item's most frequent.
+    training sees, those of validation and test from all items of the file; of these, a positive
+    that has a row of its own gets negatives that have one too, and a positive that is out of
+    vocabulary gets such negatives, so that "out of vocabulary" never tells which is which (but in
+    files so small that there are not two such items: then the negatives are any). A negative's
+    category is its item's most frequent.
     The history of a positive holds only what the user did in an earlier second.
 
     Args:
@@ -78,13 +81,9 @@ class Taobao(requests.RequestBuilder):
         protocol="last_behaviors",
         train_positives=1,
     ):
-        for name, value in (
-            ("history_length", history_length),
-            ("min_count", min_count),
-            ("train_positives", train_positives),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {value!r}")
+        requests.check_integers(
+            history_length=history_length, min_count=min_count, train_positives=train_positives
+        )
         if protocol not in _PROTOCOLS:
             raise ValueError(f"`protocol` must be one of {_PROTOCOLS}. Received: {protocol!r}")
         self.history_length = history_length
@@ -187,10 +186,14 @@ class Taobao(requests.RequestBuilder):
     def _requests(self, database, items, vocabs, name, count, weights):
         """The requests of a split, with `count` negatives for each positive."""
         split = self._split(name)
-        sampler = _Sampler(weights)
         stream = zlib.crc32(name.encode())
         item_rows = vocabs["item"].encode(items.ids)
+        sampler = _Sampler(weights, item_rows != schema.OUT_OF_VOCABULARY)
         category_rows = vocabs["category"].encode(items.categories)
+        if np.count_nonzero(weights) < 2:
+            raise ValueError(
+                f"negatives need at least two distinct items in the behaviors; {self.report}"
+            )
         query = f"SELECT * FROM by_user WHERE {split.users}"
         for chunk in tables.whole_groups(database.chunks(query), "user"):
             behavior_items = vocabs["item"].encode(chunk["item"])
@@ -254,23 +257,38 @@ class _Items:
 
 
 class _Sampler:
-    """Draws items in proportion to integer weights, never the positive one."""
+    """Draws items like the positive in proportion to integer weights, never the positive one.
 
-    def __init__(self, weights):
-        self._weights = weights
-        self._ends = np.cumsum(weights)
-        if np.count_nonzero(weights) < 2:
-            raise ValueError("negatives need at least two distinct items in the behaviors")
+    Args:
+        weights: Of all items, (items,) integers; two at least are not 0.
+        known: Whether an item has a row of its own, (items,) bool. Drawn are items with that of the
+            positive, or any where fewer than two have it.
+    """
+
+    def __init__(self, weights, known):
+        self._known = known
+        self._weights = []
+        for side in (False, True):
+            alike = np.where(known == side, weights, 0)
+            self._weights.append(alike if np.count_nonzero(alike) > 1 else weights)
+        self._ends = [np.cumsum(alike) for alike in self._weights]
 
     def draw(self, positives, numbers):
         """Positions of items: (n, count), from those of the positives, (n,), and random uint64."""
-        weight = self._weights[positives]
-        rest = (self._ends[-1] - weight).astype(np.uint64)[:, None]
+        drawn = np.empty(numbers.shape, np.int64)
+        for side in (False, True):
+            (rows,) = np.nonzero(self._known[positives] == side)
+            drawn[rows] = self._draw(side, positives[rows], numbers[rows])
+        return drawn
+
+    def _draw(self, side, positives, numbers):
+        weight, ends = self._weights[side][positives], self._ends[side]
+        rest = (ends[-1] - weight).astype(np.uint64)[:, None]
         drawn = (numbers % rest).astype(np.int64)
         # Cut the positive's interval out of [0, total): numbers from its start on move behind it.
-        start = (self._ends[positives] - weight)[:, None]
+        start = (ends[positives] - weight)[:, None]
         drawn += np.where(drawn >= start, weight[:, None], 0)
-        return np.searchsorted(self._ends, drawn, side="right")
+        return np.searchsorted(ends, drawn, side="right")
 
 
 def _random(stream, users, places, count):

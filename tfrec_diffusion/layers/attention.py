@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfrec_diffusion.layers.mlp import activate, make_activation
+from tfrec_diffusion.layers.mlp import activate, check_units, make_activation
 
 # At inference on a CPU: whole batches run through memory and take 1.3 times as long under XLA
 # (tools/benchmark_training.py).
@@ -41,9 +41,7 @@ class LocalActivationUnit(keras.layers.Layer):
 
     def __init__(self, units=(80, 40), activation="dice", **kwargs):
         super().__init__(**kwargs)
-        units = tuple(units)
-        if not units or min(units) < 1:
-            raise ValueError(f"`units` must be positive widths. Received: units={units}")
+        units = check_units(units)
         self.units = units
         self.activation = activation
         self.activations = [make_activation(activation, dtype=self.dtype_policy) for _ in units]
@@ -62,14 +60,23 @@ class LocalActivationUnit(keras.layers.Layer):
 
     def call(self, history, target, history_mask, candidate_mask, training=None):
         inputs = (history, target, history_mask, candidate_mask)
-        block = None if training else _requests_per_block(history.shape, target.shape[1])
-        if block is None:
+        if training or tf.config.list_logical_devices("GPU"):
             return self._attend(*inputs, training)
-        outputs = ops.map(
+        batch, length, dim = ops.shape(history)
+        candidates = ops.shape(target)[1]
+        block = _requests_per_block(batch, length * candidates)
+        padding = -batch % block
+
+        def split(tensor):
+            tensor = tf.pad(tensor, [[0, padding]] + [[0, 0]] * (len(tensor.shape) - 1))
+            return ops.reshape(tensor, (-1, block, *ops.shape(tensor)[1:]))
+
+        outputs = tf.map_fn(
             lambda inputs: self._attend(*inputs, training=False),
-            tuple(ops.reshape(tensor, (-1, block, *tensor.shape[1:])) for tensor in inputs),
+            tuple(split(tensor) for tensor in inputs),
+            fn_output_signature=self.compute_dtype,
         )
-        return ops.reshape(outputs, target.shape)
+        return ops.reshape(outputs, (batch + padding, candidates, dim))[:batch]
 
     def _attend(self, history, target, history_mask, candidate_mask, training):
         batch, length, dim = ops.shape(history)
@@ -108,11 +115,14 @@ class LocalActivationUnit(keras.layers.Layer):
         return {**super().get_config(), "units": self.units, "activation": self.activation}
 
 
-def _requests_per_block(history_shape, candidates):
-    """How many requests at a time stay in a CPU's cache; `None`: take all, or it is not known."""
-    batch, length, _ = history_shape
-    if None in (batch, length, candidates) or tf.config.list_logical_devices("GPU"):
-        return None
-    positions = max(length * candidates, 1)
-    block = 1 << max((_POSITIONS_PER_BLOCK // positions).bit_length() - 1, 0)
-    return block if block < batch and batch % block == 0 else None
+def _requests_per_block(batch, positions):
+    """How many requests of so many positions stay in a CPU's cache together, at most `batch`.
+
+    Arguments and result are integers, or scalar tensors where shapes are open.
+    """
+    if isinstance(batch, int) and isinstance(positions, int):
+        block = max(_POSITIONS_PER_BLOCK // max(positions, 1), 1)
+        block = 1 << (block.bit_length() - 1)  # most batches are then cut without padding
+        return max(min(block, batch), 1)
+    block = tf.maximum(_POSITIONS_PER_BLOCK // tf.maximum(positions, 1), 1)
+    return tf.maximum(tf.minimum(block, batch), 1)

@@ -1,4 +1,4 @@
-"""Dice, the data-adaptive activation of DIN (Zhou et al., KDD 2018, eq. 3)."""
+"""Dice, the data-adaptive activation of DIN (Zhou et al., KDD 2018, section 5.3)."""
 
 import keras
 import tensorflow as tf

@@ -83,8 +83,8 @@ class RequestEmbedding(keras.layers.Layer):
 
     def __init__(self, schema, stddev=0.01, **kwargs):
         super().__init__(**kwargs)
-        if stddev < 0:
-            raise ValueError(f"`stddev` must not be negative. Received: stddev={stddev}")
+        if not isinstance(stddev, int | float) or stddev < 0:
+            raise ValueError(f"`stddev` must be a number >= 0. Received: stddev={stddev!r}")
         self.schema = schema if isinstance(schema, Schema) else Schema.from_config(schema)
         self.stddev = stddev
         self.tables = {

@@ -23,6 +23,18 @@ def make_activation(name, shared_axes=None, dtype=None):
     raise ValueError(f'`activation` must be "dice", "prelu" or "relu". Received: {name!r}')
 
 
+def check_units(units):
+    """Widths of layers as a tuple; a single width is one layer.
+
+    Raises:
+        ValueError: If they are not positive integers.
+    """
+    widths = tuple(units) if isinstance(units, list | tuple) else (units,)
+    if not widths or not all(isinstance(width, int) and width > 0 for width in widths):
+        raise ValueError(f"`units` must be positive widths. Received: units={units!r}")
+    return widths
+
+
 def activate(layer, inputs, row_mask, training):
     """Calls a `make_activation` layer; only Dice looks at the rows of the batch together."""
     if isinstance(layer, dice.Dice):
@@ -54,11 +66,9 @@ class MLP(keras.layers.Layer):
 
     def __init__(self, units, activation="dice", dropout=0.0, **kwargs):
         super().__init__(**kwargs)
-        units = tuple(units)
-        if not units or min(units) < 1:
-            raise ValueError(f"`units` must be positive widths. Received: units={units}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"`dropout` must be in [0, 1). Received: dropout={dropout}")
+        units = check_units(units)
+        if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+            raise ValueError(f"`dropout` must be in [0, 1). Received: dropout={dropout!r}")
         self.units = units
         self.activation = activation
         self.dropout = dropout

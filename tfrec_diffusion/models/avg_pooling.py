@@ -59,9 +59,9 @@ class AvgPooling(RankingModel):
         **kwargs,
     ):
         # === Layers ===
-        pooling = MaskedMean(dtype=dtype, name="history_mean")
-        tower = MLP(tower_units, activation, dropout, dtype=dtype, name="tower")
-        logit = keras.layers.Dense(1, dtype=dtype, name="logit")
+        pooling = MaskedMean(dtype=dtype, name="avg_pooling.history_mean")
+        tower = MLP(tower_units, activation, dropout, dtype=dtype, name="avg_pooling.tower")
+        logit = keras.layers.Dense(1, dtype=dtype, name="avg_pooling.logit")
 
         # === Functional model ===
         def score(embedded):
@@ -72,7 +72,7 @@ class AvgPooling(RankingModel):
         super().__init__(schema, score, embedding_dim, embedding_stddev, dtype, **kwargs)
 
         # === Config ===
-        self.tower_units = tuple(tower_units)
+        self.tower_units = tower.units
         self.activation = activation
         self.dropout = dropout
 

@@ -35,12 +35,12 @@ class RankingModel(keras.Model):
     def __init__(self, schema, score, embedding_dim, embedding_stddev, dtype=None, **kwargs):
         schema = schema if isinstance(schema, Schema) else Schema.from_config(schema)
         embedding = RequestEmbedding(
-            schema.with_dim(embedding_dim), embedding_stddev, name="request_embedding", dtype=dtype
+            schema.with_dim(embedding_dim), embedding_stddev, name="request.embedding", dtype=dtype
         )
         inputs = schema.keras_inputs()
         logits = score(embedding(inputs))
-        outputs = keras.layers.Activation("sigmoid", dtype="float32", name="click_probability")(
-            keras.layers.Reshape((-1,), dtype="float32")(logits)
+        outputs = keras.layers.Activation("sigmoid", dtype="float32", name="click.probability")(
+            keras.layers.Reshape((-1,), dtype="float32", name="click.logit")(logits)
         )
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
         self.schema = schema

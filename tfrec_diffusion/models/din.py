@@ -43,9 +43,11 @@ class DIN(RankingModel):
         **kwargs,
     ):
         # === Layers ===
-        attention = LocalActivationUnit(attention_units, activation, dtype=dtype, name="attention")
-        tower = MLP(tower_units, activation, dropout, dtype=dtype, name="tower")
-        logit = keras.layers.Dense(1, dtype=dtype, name="logit")
+        attention = LocalActivationUnit(
+            attention_units, activation, dtype=dtype, name="din.attention"
+        )
+        tower = MLP(tower_units, activation, dropout, dtype=dtype, name="din.tower")
+        logit = keras.layers.Dense(1, dtype=dtype, name="din.logit")
 
         # === Functional model ===
         def score(embedded):
@@ -61,8 +63,8 @@ class DIN(RankingModel):
         super().__init__(schema, score, embedding_dim, embedding_stddev, dtype, **kwargs)
 
         # === Config ===
-        self.attention_units = tuple(attention_units)
-        self.tower_units = tuple(tower_units)
+        self.attention_units = attention.units
+        self.tower_units = tower.units
         self.activation = activation
         self.dropout = dropout
 
