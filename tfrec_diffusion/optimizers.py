@@ -82,9 +82,9 @@ def _sum_duplicates(indices, values, table_rows):
 def _sum_at_last(indices, values, table_rows):
     """Sums where each index occurs last, and where that is.
 
-    The scratch vector has an int32 for each row of the table, an eighth of a table of dim 8. Up to
-    millions of rows that is several times as fast as `tf.unique`, which hashes on one thread
-    (tools/benchmark_training.py --table_rows).
+    The scratch vector has an int32 for each row of the table, an eighth of a table of dim 8.
+    `tf.unique` hashes on one thread and is slower up to tables of tens of millions of rows
+    (tools/benchmark_optimizer.py).
     """
     count = tf.size(indices)
     position = tf.range(count)

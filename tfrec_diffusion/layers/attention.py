@@ -8,8 +8,8 @@ from keras import ops
 
 from tfrec_diffusion.layers.mlp import activate, check_units, make_activation
 
-# At inference on a CPU: whole batches run through memory and take 1.3 times as long under XLA
-# (tools/benchmark_training.py).
+# At inference on a CPU; a whole batch would run through memory. Chosen with
+# tools/benchmark_training.py among the powers of two.
 _POSITIONS_PER_BLOCK = 4096
 
 
