@@ -6,9 +6,12 @@ import subprocess
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from tfrec_diffusion import models
 from tfrec_diffusion.export import export
+from tfrec_diffusion.losses import LogLoss
+from tfrec_diffusion.optimizers import LazyAdam
 
 ITEMS = np.arange(100, 138)
 CATEGORIES = np.array([f"category {i}" for i in range(8)])
@@ -119,7 +122,18 @@ def test_versions_count_up_and_a_half_written_one_is_not_taken_for_whole(model_d
     versions = [export(model, model_dir, export_dir).name for _ in range(2)]
     assert versions == ["1", "2"]
     assert sorted(path.name for path in export_dir.iterdir()) == ["1", "2"]
-    assert not list(export_dir.rglob("*XlaMustCompile*"))
+
+
+def test_nothing_is_compiled_anew_for_each_number_of_candidates(model_dir, schema, make_requests):
+    """XLA of training must not get into the graph: it would take seconds at each new shape."""
+    model = models.create("din", schema=schema)
+    model.compile(LazyAdam(), LogLoss(), jit_compile=True)
+    features = make_requests()
+    model.fit(features, (features["item"] % 2).astype("f"), verbose=0)
+    version = export(model, model_dir, model_dir / "export")
+    proto = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
+    for function in proto.meta_graphs[0].graph_def.library.function:
+        assert not function.attr["_XlaMustCompile"].b
 
 
 def test_a_wrong_request_gets_tensorflows_own_error(model_dir, schema, raw):

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -187,6 +188,15 @@ def test_help_lists_models_and_data_sets():
     code, stdout, _ = run("train", "--help")
     assert code == 0
     assert "din" in stdout and "taobao" in stdout and stdout.count("--batch_size") == 1
+
+
+def test_the_readmes_notebook_works_as_it_stands(data_dir, tmp_path, monkeypatch):
+    (example,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.S)
+    (tmp_path / "data").symlink_to(data_dir)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(example, names)
+    assert isinstance(names["model"], models.get("din")) and (tmp_path / "din.keras").exists()
 
 
 def test_a_finished_run_is_not_trained_again(data_dir, uninterrupted):
