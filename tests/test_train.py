@@ -84,6 +84,13 @@ def weights_and_metrics(model_dir):
     return load_model(model_dir).get_weights(), metrics["splits"], metrics["steps"], validation
 
 
+def assert_same_result(model_dir, expected_dir):
+    ours, expected = weights_and_metrics(model_dir), weights_and_metrics(expected_dir)
+    for weight, expected_weight in zip(ours[0], expected[0], strict=True):
+        np.testing.assert_array_equal(weight, expected_weight)
+    assert ours[1:] == expected[1:]
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(data_dir, tmp_path_factory):
     model_dir = tmp_path_factory.mktemp("uninterrupted")
@@ -120,10 +127,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(data_dir, uninterrupted, 
     code, stdout, stderr = run(*arguments)
     assert code == 0, stderr
     assert "resuming epoch" in stdout
-    ours, expected = weights_and_metrics(tmp_path), weights_and_metrics(uninterrupted)
-    for weight, expected_weight in zip(ours[0], expected[0], strict=True):
-        np.testing.assert_array_equal(weight, expected_weight)
-    assert ours[1:] == expected[1:]
+    assert_same_result(tmp_path, uninterrupted)
 
 
 def test_a_run_that_died_while_validating_resumes_to_the_same_result(
@@ -137,10 +141,7 @@ def test_a_run_that_died_while_validating_resumes_to_the_same_result(
     assert code == 2 and stderr == "error: died\n"
     code, _, stderr = run(*arguments)
     assert code == 0, stderr
-    ours, expected = weights_and_metrics(tmp_path), weights_and_metrics(uninterrupted)
-    for weight, expected_weight in zip(ours[0], expected[0], strict=True):
-        np.testing.assert_array_equal(weight, expected_weight)
-    assert ours[1:] == expected[1:]
+    assert_same_result(tmp_path, uninterrupted)
 
 
 def test_more_epochs_train_on(data_dir, uninterrupted, tmp_path):
@@ -164,6 +165,14 @@ def test_other_data_are_refused(uninterrupted, data_dir, tmp_path):
     (vocabulary,) = other.glob("synthetic/*/vocabularies/item_id.txt")
     vocabulary.write_text("".join(reversed(vocabulary.read_text().splitlines(keepends=True))))
     code, _, stderr = run("evaluate", f"--model_dir={uninterrupted}", f"--data_dir={other}")
+    assert code == 2 and "was trained on other data" in stderr
+
+
+def test_data_with_other_history_lengths_do_not_continue_a_run(uninterrupted, data_dir, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path / "model")
+    schema = tmp_path / "model" / "schema.json"
+    schema.write_text(schema.read_text().replace('"history_length": 10', '"history_length": 9'))
+    code, _, stderr = run(*train_arguments(data_dir, tmp_path / "model"))
     assert code == 2 and "was trained on other data" in stderr
 
 

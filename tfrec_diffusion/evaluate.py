@@ -75,17 +75,17 @@ def load_model(model_dir):
     return keras.models.load_model(path, compile=False)
 
 
-def check_same_rows(of_model, of_data):
-    """Checks that a data set's rows mean what they meant in training.
+def check_same_data(of_model, of_data):
+    """Checks that a data set's requests mean what they meant in training.
 
     Args:
         of_model: `Schema` as the model directory has it.
         of_data: `Schema` of the data set.
 
     Raises:
-        ValueError: If features, tables or vocabularies differ.
+        ValueError: If the schemas or vocabularies differ.
     """
-    if of_model.digest() != of_data.digest():
+    if of_model != of_data or of_model.digest() != of_data.digest():
         raise ValueError(
             f"{of_model.directory} was trained on other data: its schema or vocabularies differ "
             f"from those in {of_data.directory}"
@@ -97,7 +97,7 @@ def main(values):
     trained = json.loads((pathlib.Path(values.model_dir) / FLAGS_FILE).read_text())
     directory = find_prepared(values.data_dir or trained["data_dir"], trained["dataset"])
     data = RequestData(directory, model.schema.history_length)
-    check_same_rows(Schema.load(values.model_dir), data.schema)
+    check_same_data(Schema.load(values.model_dir), data.schema)
     result = evaluate(model, data, values.split, values.batch_size)
     print(describe(values.split, result, data.best_reachable(values.split)))
 

@@ -93,15 +93,11 @@ class RequestData:
         """The `Shard`s of a split, in order.
 
         Raises:
-            FileNotFoundError: If a file is missing.
             ValueError: If there is no such split.
         """
         if split not in self._splits:
             raise ValueError(f"`split` must be one of {self.splits}. Received: {split!r}")
         info = self._splits[split]
-        for path in info.filepaths:
-            if not path.exists():
-                raise FileNotFoundError(f"{path} is missing: prepare the data set again")
         return [
             Shard(str(path), records)
             for path, records in zip(info.filepaths, info.shard_lengths, strict=True)
@@ -146,8 +142,15 @@ class RequestData:
             `tf.data.Dataset` of (features, label, weight): a dict of int32 tensors as
             `Schema.keras_inputs`, and float32 (batch, candidates) twice; weight is 0 where
             a candidate is padding.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If there is no such split.
         """
         shards = self.shards(split)
+        for shard in shards:
+            if not pathlib.Path(shard.path).exists():
+                raise FileNotFoundError(f"{shard.path} is missing: prepare the data set again")
         seed = None if shuffle_seed is None else (shuffle_seed, epoch)
         if seed is not None:
             order = np.random.default_rng(seed).permutation(len(shards))

@@ -18,7 +18,7 @@ from tfrec_diffusion.callbacks import Checkpoints, Interrupted, Scalars
 from tfrec_diffusion.evaluate import (
     FLAGS_FILE,
     MODEL_FILE,
-    check_same_rows,
+    check_same_data,
     describe,
     evaluate,
     load_model,
@@ -205,7 +205,7 @@ def claim(model_dir, run_flags, schema):
                 f"{model_dir} holds a run with other flags; give another --model_dir or the same "
                 f"flags. Received: {', '.join(changed)}"
             )
-        check_same_rows(Schema.load(directory), schema)
+        check_same_data(Schema.load(directory), schema)
     else:
         schema.save(directory)
         vocabularies = pathlib.Path(schema.directory, "vocabularies")

@@ -178,7 +178,8 @@ class Database:
         """
         if all(path.suffix == ".parquet" for path in paths):
             source = self._parquet(paths, columns)
-            stamped = {name for name in columns if holds_timestamps(paths[0], name)}
+            types = _parquet_types(paths[0])
+            stamped = {name for name in columns if _is_any(types[name], [_TIMESTAMP])}
             as_text = {}
         else:
             as_text = {n: k for n, k in columns.items() if n in lenient and k != "VARCHAR"}

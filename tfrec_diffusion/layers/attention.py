@@ -41,10 +41,11 @@ class LocalActivationUnit(keras.layers.Layer):
 
     def __init__(self, units=(80, 40), activation="dice", **kwargs):
         super().__init__(**kwargs)
-        units = check_units(units)
-        self.units = units
+        self.units = check_units(units)
         self.activation = activation
-        self.activations = [make_activation(activation, dtype=self.dtype_policy) for _ in units]
+        self.activations = [
+            make_activation(activation, dtype=self.dtype_policy) for _ in self.units
+        ]
 
     def build(self, history_shape, target_shape=None):
         dim = history_shape[-1]

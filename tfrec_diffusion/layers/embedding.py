@@ -27,6 +27,8 @@ class TableEmbedding(keras.layers.Layer):
 
     def __init__(self, rows, dim, stddev=0.01, **kwargs):
         super().__init__(**kwargs)
+        if not isinstance(stddev, int | float) or stddev < 0:
+            raise ValueError(f"`stddev` must be a number >= 0. Received: stddev={stddev!r}")
         self.rows = rows
         self.dim = dim
         self.stddev = stddev
@@ -83,8 +85,6 @@ class RequestEmbedding(keras.layers.Layer):
 
     def __init__(self, schema, stddev=0.01, **kwargs):
         super().__init__(**kwargs)
-        if not isinstance(stddev, int | float) or stddev < 0:
-            raise ValueError(f"`stddev` must be a number >= 0. Received: stddev={stddev!r}")
         self.schema = schema if isinstance(schema, Schema) else Schema.from_config(schema)
         self.stddev = stddev
         self.tables = {

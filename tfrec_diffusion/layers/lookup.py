@@ -46,21 +46,18 @@ class RequestLookup(tf.Module):
 
     def _rows(self, table, raw):
         raw = tf.convert_to_tensor(raw, table.dtype)
-        if table.rows == FIRST_INDEX:  # training saw no value, and TensorFlow reads no empty file
+        if table.rows == FIRST_INDEX:  # training saw no value; TensorFlow reads no empty file
             rows = tf.fill(tf.shape(raw), OUT_OF_VOCABULARY)
-            missing = tf.equal(raw, table.missing)
-        elif table.kind == "vocabulary":
-            rows = self.vocabularies[table.name].lookup(raw)
-            missing = tf.equal(raw, table.missing)
-        elif table.kind == "hash":
-            text = raw if table.dtype == "string" else tf.strings.as_string(raw)
-            rows = FIRST_INDEX + tf.strings.to_hash_bucket_fast(text, table.rows - FIRST_INDEX)
-            missing = tf.equal(raw, table.missing)
-        else:
+        elif table.kind == "boundaries":
             boundaries = tf.constant(table.boundaries, tf.float32)
             flat = tf.searchsorted(boundaries, tf.reshape(raw, [-1]), side="right")
             rows = FIRST_INDEX + tf.reshape(flat, tf.shape(raw))
-            missing = tf.math.is_nan(raw)
+        elif table.kind == "hash":
+            text = raw if table.dtype == "string" else tf.strings.as_string(raw)
+            rows = FIRST_INDEX + tf.strings.to_hash_bucket_fast(text, table.rows - FIRST_INDEX)
+        else:
+            rows = self.vocabularies[table.name].lookup(raw)
+        missing = tf.math.is_nan(raw) if table.dtype == "float32" else tf.equal(raw, table.missing)
         rows = tf.ensure_shape(tf.cast(rows, tf.int32), raw.shape)
         return tf.where(missing, PADDING, rows)
 
