@@ -76,6 +76,8 @@ class RequestEmbedding(keras.layers.Layer):
         dict of the features' embeddings, concatenated in the schema's order:
         `"request"` (batch, dim), user and context features; absent if there are none;
         `"candidate"` (batch, candidates, dim), all candidate features;
+        `"candidate_other"` (batch, candidates, dim), those that no history feature is compared
+        with; absent if there are none;
         `"target"` (batch, candidates, d), for each history feature the candidate's (or context's)
         value of the same table;
         `"history"` (batch, length, d);
@@ -118,9 +120,13 @@ class RequestEmbedding(keras.layers.Layer):
             "candidate_mask": ops.not_equal(features[schema.candidate_key], PADDING),
             "history_mask": ops.not_equal(features[schema.history_key], PADDING),
         }
-        request = schema.group("user", "context")
-        if request:
-            outputs["request"] = _concatenate(embedded[f.name] for f in request)
+        compared = [schema.target_of(f) for f in history]
+        for key, features in (
+            ("request", schema.group("user", "context")),
+            ("candidate_other", [f for f in schema.group("candidate") if f not in compared]),
+        ):
+            if features:
+                outputs[key] = _concatenate(embedded[f.name] for f in features)
         return outputs
 
     def get_config(self):

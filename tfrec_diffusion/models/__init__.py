@@ -1,9 +1,10 @@
 """The registered models: a name, as `--model` takes it, to its class."""
 
 from tfrec_diffusion.models.avg_pooling import AvgPooling
+from tfrec_diffusion.models.diffumin import DiffuMIN
 from tfrec_diffusion.models.din import DIN
 
-MODELS = {"avg_pooling": AvgPooling, "din": DIN}
+MODELS = {"avg_pooling": AvgPooling, "diffumin": DiffuMIN, "din": DIN}
 
 
 def get(name):

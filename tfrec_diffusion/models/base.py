@@ -18,7 +18,8 @@ class RankingModel(keras.Model):
 
     Args:
         schema: `Schema` (or its config).
-        score: Called with `RequestEmbedding`'s outputs; returns logits (batch, candidates, 1).
+        score: Called with `RequestEmbedding`'s outputs and, as `"features"`, the inputs; returns
+            logits (batch, candidates, 1).
         embedding_dim: Width of all embeddings; `None`: as the schema says.
         embedding_stddev: Standard deviation of the initial embeddings.
         **kwargs: Of `keras.Model` (`name`, `dtype`).
@@ -38,7 +39,7 @@ class RankingModel(keras.Model):
             schema.with_dim(embedding_dim), embedding_stddev, name="request.embedding", dtype=dtype
         )
         inputs = schema.keras_inputs()
-        logits = score(embedding(inputs))
+        logits = score({**embedding(inputs), "features": inputs})
         outputs = keras.layers.Activation("sigmoid", dtype="float32", name="click.probability")(
             keras.layers.Reshape((-1,), dtype="float32", name="click.logit")(logits)
         )

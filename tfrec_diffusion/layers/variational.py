@@ -1,0 +1,102 @@
+"""A conditional VAE in place of DiffuMIN's diffusion module (the paper's table 4)."""
+
+import keras
+from keras import ops
+
+from tfrec_diffusion.layers.mlp import MLP
+from tfrec_diffusion.layers.noise import normal
+
+
+@keras.saving.register_keras_serializable(package="tfrec_diffusion")
+class VariationalGenerator(keras.layers.Layer):
+    """Augmented interests r*_i = decoder(z, o_i), z ~ N(mu, sigma^2) of r_i, the others and o_i.
+
+    Encoder and decoder have one hidden ReLU layer of width 2 d. At inference z = mu: equal requests
+    have equal scores. In training the layer adds its loss, in float32: the squared error of r*_i
+    plus KL(N(mu, sigma^2) || N(0, 1)), each averaged over its components, then over real
+    candidates and channels. The error sends no gradient to the r_i it is measured against, which
+    could otherwise shrink to please it.
+
+    Args:
+        latent_dim: Width of z; `None`: d.
+        weight: Of the loss.
+
+    Call arguments:
+        interests: (batch, candidates, channels, d), r.
+        channels: As `interests`, o.
+        candidate_mask: bool (batch, candidates), True = real.
+        training: bool.
+
+    Returns:
+        (batch, candidates, channels, d), r*.
+
+    Reference:
+        https://arxiv.org/abs/1312.6114
+    """
+
+    def __init__(self, latent_dim=None, weight=0.01, **kwargs):
+        super().__init__(**kwargs)
+        if latent_dim is not None and (not isinstance(latent_dim, int) or latent_dim < 1):
+            raise ValueError(
+                "`latent_dim` must be a positive integer or None. "
+                f"Received: latent_dim={latent_dim!r}"
+            )
+        if weight < 0:
+            raise ValueError(f"`weight` must be >= 0. Received: weight={weight}")
+        self.latent_dim = latent_dim
+        self.weight = weight
+        self.seed_generator = keras.random.SeedGenerator()
+        self.loss_tracker = keras.metrics.Mean(name="variational_loss")
+
+    def build(self, interests_shape, channels_shape=None):
+        dim = interests_shape[-1]
+        latent_dim = self.latent_dim or dim
+        tokens, latents, hidden = (None, None, dim), (None, None, latent_dim), (None, None, 2 * dim)
+
+        self.encoder = MLP((2 * dim,), "relu", dtype=self.dtype_policy)
+        self.moments = keras.layers.Dense(2 * latent_dim, dtype=self.dtype_policy)
+        self.decoder = MLP((2 * dim,), "relu", dtype=self.dtype_policy)
+        self.reconstruction = keras.layers.Dense(dim, dtype=self.dtype_policy)
+        self.encoder.build([tokens] * 3)
+        self.moments.build(hidden)
+        self.decoder.build([latents, tokens])
+        self.reconstruction.build(hidden)
+
+    def call(self, interests, channels, candidate_mask, training=None):
+        shape = ops.shape(interests)
+        others = ops.sum(interests, axis=2, keepdims=True) - interests
+        others /= max(shape[2] - 1, 1)
+        # (batch, candidates * channels, d)
+        r, others, o = (
+            ops.reshape(x, (shape[0], -1, shape[3])) for x in (interests, others, channels)
+        )
+        mean, log_variance = ops.split(self.moments(self.encoder([r, others, o])), 2, axis=-1)
+        z = mean
+        if training:
+            noise = ops.cast(normal(ops.shape(mean), self.seed_generator), mean.dtype)
+            z = mean + ops.exp(0.5 * log_variance) * noise
+        augmented = self.reconstruction(self.decoder([z, o]))
+        if training:
+            real = ops.repeat(ops.cast(candidate_mask, "float32"), shape[2], axis=1)
+            self._add_loss(r, augmented, mean, log_variance, real)
+        return ops.reshape(augmented, shape)
+
+    def _add_loss(self, interests, augmented, mean, log_variance, real):
+        target, augmented, mean, log_variance = (
+            ops.cast(x, "float32")
+            for x in (ops.stop_gradient(interests), augmented, mean, log_variance)
+        )
+        error = ops.mean(ops.square(augmented - target), axis=-1)
+        divergence = 0.5 * ops.mean(
+            ops.square(mean) + ops.exp(log_variance) - 1 - log_variance, axis=-1
+        )
+        loss = ops.sum((error + divergence) * real) / ops.maximum(ops.sum(real), 1.0)
+        self.loss_tracker.update_state(loss)
+        self.add_loss(self.weight * loss)
+
+    def compute_output_spec(self, interests, *_, training=None):
+        return keras.KerasTensor(interests.shape, self.compute_dtype)
+
+    def get_config(self):
+        config = {"latent_dim": self.latent_dim, "weight": self.weight}
+        return {**super().get_config(), **config}

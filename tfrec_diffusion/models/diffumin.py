@@ -1,0 +1,225 @@
+"""DiffuMIN: Diffusion-driven Multi-Interest Network (Lai et al., RecSys 2025)."""
+
+import keras
+
+from tfrec_diffusion.diffusion.generator import DiffusionGenerator
+from tfrec_diffusion.layers.aggregation import (
+    MeanAggregation,
+    SelfAttentionAggregation,
+    SimilarityAggregation,
+    TargetAttentionAggregation,
+)
+from tfrec_diffusion.layers.contrast import ContrastiveCalibrator
+from tfrec_diffusion.layers.mlp import MLP
+from tfrec_diffusion.layers.multi_interest import MultiInterestExtractor
+from tfrec_diffusion.layers.orthogonal import OrthogonalChannels, TargetChannel
+from tfrec_diffusion.layers.routing import SoftRouting, TopK, TopP, TopRouting
+from tfrec_diffusion.layers.transformer import TargetTransformer
+from tfrec_diffusion.layers.variational import VariationalGenerator
+from tfrec_diffusion.models.base import RankingModel
+
+_ROUTINGS = {"top_1": (TopRouting, 1), "top_2": (TopRouting, 2), "soft": (SoftRouting,)}
+_AGGREGATIONS = {
+    "mean": MeanAggregation,
+    "similarity": SimilarityAggregation,
+    "target_attention": TargetAttentionAggregation,
+    "self_attention": SelfAttentionAggregation,
+}
+
+
+@keras.saving.register_keras_serializable(package="tfrec_diffusion")
+class DiffuMIN(RankingModel):
+    """MLP([r, r*, e_other, e*_s]), eq. 22; figure 1 of the paper.
+
+    Channels come from the orthogonal decomposition of the target (eq. 2-4); each aggregates the
+    behaviors routed to it and kept by its filter into r (eq. 5-8); a guided diffusion model
+    generates r* from r (eq. 9-19); a contrastive loss aligns both (eq. 20). A Transformer over the
+    newest behaviors gives e*_s (eq. 21). e_other is all that the history is not compared with.
+
+    Args:
+        schema: `Schema`.
+        channels: Number of interest channels, c.
+        decompose_target: False: one channel, the target itself (variant A).
+        routing: "top_1" (eq. 6), "top_2" or "soft".
+        top_p: Share of the behaviors that a channel's filter keeps (eq. 7).
+        top_k: If given, so many instead.
+        aggregation: "mean" (eq. 8), "similarity", "target_attention" or "self_attention".
+        generator: "diffusion", "vae" (table 4) or `None` (variant D).
+        diffusion_weight: lambda_1; also the weight of the VAE's loss.
+        sampling_steps, spacing, start_step, start, sampler, sigma, normalize_interests,
+            context_guidance, channel_guidance: See `DiffusionGenerator`; its defaults are these.
+        contrastive_weight: lambda_2; 0: no calibrator (variant C).
+        temperature: tau of the calibrator.
+        user_feature: Name of the user feature that tells users apart: a user's own requests are no
+            negatives then.
+        aggregated_in_tower: False: the tower does not see r (variant B).
+        short_term_length: Newest behaviors that the Transformer sees, k; `None`: the tower sees the
+            target as it is instead (variant E).
+        num_heads: Of all attention; divides the width of a behavior.
+        tower_units: Widths of the tower.
+        activation: "dice", "prelu" or "relu".
+        dropout: Rate after each layer of the tower.
+        embedding_dim: Width of all embeddings; `None`: as the schema says.
+        embedding_stddev: Standard deviation of the initial embeddings.
+
+    Call arguments and Returns: see `RankingModel`.
+
+    Example:
+
+    >>> model = models.create("diffumin", schema=schema, channels=4, sampling_steps=20)
+
+    Reference:
+        https://arxiv.org/abs/2508.15311
+    """
+
+    def __init__(
+        self,
+        schema,
+        channels=4,
+        decompose_target=True,
+        routing="top_1",
+        top_p=0.2,
+        top_k=None,
+        aggregation="mean",
+        generator="diffusion",
+        diffusion_weight=0.01,
+        sampling_steps=20,
+        spacing="consecutive",
+        start_step=None,
+        start="uniform",
+        sampler="ddpm",
+        sigma="beta",
+        normalize_interests=False,
+        context_guidance=True,
+        channel_guidance=True,
+        contrastive_weight=0.001,
+        temperature=0.05,
+        user_feature=None,
+        aggregated_in_tower=True,
+        short_term_length=100,
+        num_heads=2,
+        tower_units=(1024, 512, 256),
+        activation="dice",
+        dropout=0.0,
+        embedding_dim=None,
+        embedding_stddev=0.01,
+        dtype=None,
+        **kwargs,
+    ):
+        # === Layers ===
+        # Selection, diffusion and contrast stay in float32 under mixed precision.
+        if decompose_target:
+            decomposition = OrthogonalChannels(channels, dtype="float32", name="diffumin.channels")
+        else:
+            decomposition = TargetChannel(dtype="float32", name="diffumin.channels")
+        make_routing, *arguments = _choose("routing", routing, _ROUTINGS)
+        extractor = MultiInterestExtractor(
+            make_routing(*arguments),
+            TopP(top_p) if top_k is None else TopK(top_k),
+            _choose("aggregation", aggregation, _AGGREGATIONS)(),
+            dtype="float32",
+            name="diffumin.extractor",
+        )
+        if generator == "diffusion":
+            generate = DiffusionGenerator(
+                sampling_steps,
+                spacing=spacing,
+                start_step=start_step,
+                start=start,
+                sampler=sampler,
+                sigma=sigma,
+                normalize_interests=normalize_interests,
+                weight=diffusion_weight,
+                num_heads=num_heads,
+                context_guidance=context_guidance,
+                channel_guidance=channel_guidance,
+                dtype="float32",
+                name="diffumin.generator",
+            )
+        elif generator == "vae":
+            generate = VariationalGenerator(
+                weight=diffusion_weight, dtype="float32", name="diffumin.generator"
+            )
+        elif generator is not None:
+            raise ValueError(
+                f'`generator` must be "diffusion", "vae" or None. Received: generator={generator!r}'
+            )
+        calibrate = ContrastiveCalibrator(
+            temperature, contrastive_weight, dtype="float32", name="diffumin.calibrator"
+        )
+        if short_term_length is not None:
+            transformer = TargetTransformer(
+                short_term_length, num_heads, dtype=dtype, name="diffumin.short_term"
+            )
+        tower = MLP(tower_units, activation, dropout, dtype=dtype, name="diffumin.tower")
+        logit = keras.layers.Dense(1, dtype=dtype, name="diffumin.logit")
+
+        # === Functional model ===
+        def score(embedded):
+            history, target = embedded["history"], embedded["target"]
+            history_mask = embedded["history_mask"]
+            candidate_mask = embedded["candidate_mask"]
+            o = decomposition(target)
+            r = extractor(history, o, target, history_mask)
+            flatten = keras.layers.Reshape((-1, r.shape[2] * r.shape[3]), name="diffumin.flatten")
+            inputs = [embedded[key] for key in ("request", "candidate_other") if key in embedded]
+            if aggregated_in_tower:
+                inputs.append(flatten(r))
+            if generator is not None:
+                augmented = generate(r, o, candidate_mask)
+                if contrastive_weight > 0:
+                    users = embedded["features"][user_feature] if user_feature else None
+                    augmented = calibrate(r, augmented, candidate_mask, users)
+                inputs.append(flatten(augmented))
+            if short_term_length is not None:
+                target = transformer(history, target, history_mask)
+            inputs.append(target)
+            return logit(tower(inputs, candidate_mask=candidate_mask))
+
+        super().__init__(schema, score, embedding_dim, embedding_stddev, dtype, **kwargs)
+
+        # === Config ===
+        self.channels = channels
+        self.decompose_target = decompose_target
+        self.routing = routing
+        self.top_p = top_p
+        self.top_k = top_k
+        self.aggregation = aggregation
+        self.generator = generator
+        self.diffusion_weight = diffusion_weight
+        self.sampling_steps = sampling_steps
+        self.spacing = spacing
+        self.start_step = start_step
+        self.start = start
+        self.sampler = sampler
+        self.sigma = sigma
+        self.normalize_interests = normalize_interests
+        self.context_guidance = context_guidance
+        self.channel_guidance = channel_guidance
+        self.contrastive_weight = contrastive_weight
+        self.temperature = temperature
+        self.user_feature = user_feature
+        self.aggregated_in_tower = aggregated_in_tower
+        self.short_term_length = short_term_length
+        self.num_heads = num_heads
+        self.tower_units = tower.units
+        self.activation = activation
+        self.dropout = dropout
+
+    def get_config(self):
+        names = (
+            "channels", "decompose_target", "routing", "top_p", "top_k", "aggregation",
+            "generator", "diffusion_weight", "sampling_steps", "spacing", "start_step", "start",
+            "sampler", "sigma", "normalize_interests", "context_guidance", "channel_guidance",
+            "contrastive_weight", "temperature", "user_feature", "aggregated_in_tower",
+            "short_term_length", "num_heads", "tower_units", "activation", "dropout",
+        )  # fmt: skip
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def _choose(argument, name, choices):
+    if name not in choices:
+        raise ValueError(
+            f"`{argument}` must be one of {sorted(choices)}. Received: {argument}={name!r}"
+        )
+    return choices[name]
