@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 
@@ -65,17 +66,22 @@ class DenoiserBlock(keras.layers.Layer):
         return self.ffn_norm(tokens + apply(self.ffn_out, apply(self.ffn_in, tokens)))
 
     def _attend(self, query, key_value):
+        # One product for all problems of a row, with a mask that keeps them apart, is several times
+        # faster on a CPU than a small product for each.
+        problems, queries, keys = query.shape[1], query.shape[2], key_value.shape[2]
         key, value = ops.split(key_value, 2, axis=-1)
         query, key, value = (self._split_heads(tensor) for tensor in (query, key, value))
         scores = ops.matmul(query, ops.swapaxes(key, -1, -2)) * query.shape[-1] ** -0.5
-        attended = ops.matmul(ops.softmax(scores), value)
-        attended = ops.swapaxes(attended, -2, -3)
-        return ops.reshape(attended, (*ops.shape(attended)[:-2], self.out.units))
+        apart = np.kron(np.eye(problems), np.ones((queries, keys))) == 0
+        weights = tf.nn.softmax(scores + ops.cast(np.where(apart, -1e9, 0), scores.dtype))
+        attended = ops.swapaxes(ops.matmul(weights, value), 1, 2)
+        return ops.reshape(attended, (-1, problems, queries, self.out.units))
 
     def _split_heads(self, tensor):
-        """(..., tokens, d) to (..., heads, tokens, d / heads)."""
-        shape = (*ops.shape(tensor)[:-1], self.num_heads, tensor.shape[-1] // self.num_heads)
-        return ops.swapaxes(ops.reshape(tensor, shape), -2, -3)
+        """(rows, problems, tokens, d) to (rows, heads, problems * tokens, d / heads)."""
+        _, problems, tokens, dim = tensor.shape
+        shape = (-1, problems * tokens, self.num_heads, dim // self.num_heads)
+        return ops.swapaxes(ops.reshape(tensor, shape), 1, 2)
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")

@@ -53,10 +53,10 @@ class DiffusionGenerator(keras.layers.Layer):
         num_steps=20,
         spacing="consecutive",
         start_step=None,
-        start="uniform",
+        start="matched",
         sampler="ddpm",
         sigma="beta",
-        normalize_interests=False,
+        normalize_interests=True,
         weight=0.01,
         num_blocks=2,
         num_heads=2,
@@ -75,6 +75,8 @@ class DiffusionGenerator(keras.layers.Layer):
                 f"`num_steps` must be an integer in [1, {num_train_steps}]. "
                 f"Received: num_steps={num_steps!r}"
             )
+        if weight < 0:
+            raise ValueError(f"`weight` must be >= 0. Received: weight={weight}")
         self.num_steps = num_steps
         self.spacing = spacing
         self.start_step = start_step
@@ -103,9 +105,10 @@ class DiffusionGenerator(keras.layers.Layer):
 
     def _make_chain(self):
         if self.spacing == "strided":
-            if not isinstance(self.start_step, int):
+            low, high = self.num_steps, self.num_train_steps
+            if not isinstance(self.start_step, int) or not low <= self.start_step <= high:
                 raise ValueError(
-                    '`start_step` must be an integer with spacing="strided". '
+                    f'`start_step` must be an integer in [{low}, {high}] with spacing="strided". '
                     f"Received: start_step={self.start_step!r}"
                 )
             timesteps = sampler.strided(self.num_steps, self.start_step)

@@ -43,8 +43,18 @@ class OrthogonalChannels(keras.layers.Layer):
                 f"`channels` must be at most the width of the target, {dim}. "
                 f"Received: channels={self.channels}"
             )
+        glorot = keras.initializers.GlorotUniform()
+
+        def target_first(shape, dtype=None):
+            return ops.concatenate(
+                [ops.eye(dim, dtype=dtype), glorot(shape, dtype)[:, dim:]], axis=1
+            )
+
         self.kernel = self.add_weight(
-            name="kernel", shape=(dim, self.channels * dim), autocast=False
+            name="kernel",
+            shape=(dim, self.channels * dim),
+            initializer=target_first,
+            autocast=False,
         )
 
     def call(self, target):

@@ -86,10 +86,10 @@ class DiffuMIN(RankingModel):
         sampling_steps=20,
         spacing="consecutive",
         start_step=None,
-        start="uniform",
+        start="matched",
         sampler="ddpm",
         sigma="beta",
-        normalize_interests=False,
+        normalize_interests=True,
         context_guidance=True,
         channel_guidance=True,
         contrastive_weight=0.001,
@@ -168,7 +168,7 @@ class DiffuMIN(RankingModel):
             if generator is not None:
                 augmented = generate(r, o, candidate_mask)
                 if contrastive_weight > 0:
-                    users = embedded["features"][user_feature] if user_feature else None
+                    users = _users(embedded["features"], user_feature)
                     augmented = calibrate(r, augmented, candidate_mask, users)
                 inputs.append(flatten(augmented))
             if short_term_length is not None:
@@ -215,6 +215,12 @@ class DiffuMIN(RankingModel):
             "short_term_length", "num_heads", "tower_units", "activation", "dropout",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def _users(features, name):
+    if name is None:
+        return None
+    return _choose("user_feature", name, {n: x for n, x in features.items() if len(x.shape) == 1})
 
 
 def _choose(argument, name, choices):

@@ -1,0 +1,418 @@
+import keras
+import literal
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrec_diffusion.diffusion.generator import DiffusionGenerator, unit_length
+
+BATCH, CANDIDATES, CHANNELS, DIM, STEPS = 2, 3, 4, 8, 3
+VARIANTS = {
+    "full": {},
+    "W": {"context_guidance": False},
+    "X": {"channel_guidance": False},
+    "Y": {"context_guidance": False, "channel_guidance": False},
+    "Z": {"start": "gaussian"},
+}
+SAMPLERS = {
+    "as the paper": {"start": "uniform"},
+    "posterior": {"start": "uniform", "sigma": "posterior"},
+    "matched": {"start": "matched"},
+    "strided": {"spacing": "strided", "start_step": 400, "start": "uniform"},
+    "strided, posterior": {"spacing": "strided", "start_step": 400, "sigma": "posterior"},
+    "strided, matched": {"spacing": "strided", "start_step": 400, "start": "matched"},
+    "ddim": {"sampler": "ddim"},
+    "ddim, strided": {"sampler": "ddim", "spacing": "strided", "start_step": 400},
+    "ddim, strided, gaussian": {
+        "sampler": "ddim",
+        "spacing": "strided",
+        "start_step": 400,
+        "start": "gaussian",
+    },
+}
+
+
+@pytest.fixture
+def make():
+    def make(num_steps=STEPS, dim=DIM, **arguments):
+        generator = DiffusionGenerator(num_steps, **arguments)
+        generator.build((None, None, CHANNELS, dim))
+        rng = np.random.default_rng(1)
+        for weight in generator.trainable_weights:
+            center = float(weight.path.endswith("gamma"))
+            weight.assign(center + rng.normal(size=weight.shape, scale=0.3))
+        return generator
+
+    return make
+
+
+@pytest.fixture
+def inputs():
+    rng = np.random.default_rng(0)
+    interests, channels = rng.normal(size=(2, BATCH, CANDIDATES, CHANNELS, DIM)).astype("f")
+    return interests, channels, np.array([[True, True, False], [True, False, False]])
+
+
+def draw(rows=3, c=CHANNELS, dim=DIM, num_steps=STEPS):
+    """Rows of interests and channels; a step and noise for each phase."""
+    rng = np.random.default_rng(0)
+    r, o = rng.normal(size=(2, rows, c, dim)).astype("f")
+    t = rng.integers(1, 1001, (rows, c), dtype=np.int32)
+    noise = rng.normal(size=(num_steps + 1, rows, c, dim)).astype("f")
+    return r, o, t, noise
+
+
+def both_phases(generator, r, o, t, noise):
+    condition = generator.denoiser.condition(r, o)
+    error = generator.denoising_error(r, condition, t, noise[0])
+    return error, generator.generate(r, condition, t, noise)
+
+
+def assert_equals_the_literal_algorithms(generator, r, o, t, noise, both_phases=both_phases):
+    error, augmented = both_phases(generator, *map(tf.convert_to_tensor, (r, o, t, noise)))
+    expected = literal.denoising_error(generator, r, o, t, noise[0])
+    np.testing.assert_allclose(error, expected, rtol=1e-5, atol=1e-5)
+    expected = literal.generate(generator, r, o, t, noise)
+    np.testing.assert_allclose(augmented, expected, rtol=1e-5, atol=1e-5)
+
+
+def spy(monkeypatch, generator, method):
+    """Records the arguments of each call."""
+    calls, original = [], getattr(generator, method)
+    monkeypatch.setattr(
+        generator, method, lambda *arguments: calls.append(arguments) or original(*arguments)
+    )
+    return calls
+
+
+# === Algorithms 1 and 2 ===
+
+
+@pytest.mark.parametrize(("c", "num_blocks"), [(1, 3), (2, 1), (4, 2)])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_equal_the_literal_algorithms(make, variant, c, num_blocks):
+    """All numbers of blocks with all of interests: see test_denoiser.py."""
+    generator = make(num_blocks=num_blocks, **{"start": "uniform", **VARIANTS[variant]})
+    assert_equals_the_literal_algorithms(generator, *draw(c=c))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samplers_equal_the_literal_algorithms(make, sampler):
+    assert_equals_the_literal_algorithms(make(**SAMPLERS[sampler]), *draw())
+
+
+def test_twenty_steps_equal_the_literal_algorithms(make):
+    assert_equals_the_literal_algorithms(make(20, start="uniform"), *draw(rows=2, num_steps=20))
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_traced_with_open_rows(make, jit_compile):
+    generator, inputs = make(start="uniform"), draw()
+    specs = [tf.TensorSpec([None, *x.shape[1:]], x.dtype) for x in inputs[:3]]
+    specs.append(tf.TensorSpec([STEPS + 1, None, *inputs[3].shape[2:]]))
+    traced = tf.function(
+        lambda *tensors: both_phases(generator, *tensors),
+        input_signature=specs,
+        jit_compile=jit_compile,
+    )
+    assert_equals_the_literal_algorithms(
+        generator, *inputs, both_phases=lambda _, *tensors: traced(*tensors)
+    )
+
+
+# === Gradients ===
+
+
+def test_gradients_equal_differences_of_the_literal_algorithm(make):
+    """By interests, channels and all weights, through all steps."""
+    r, o, t, noise = draw(rows=1, c=2, dim=4)
+    generator = make(dim=4, spacing="strided", start_step=100)
+    rng = np.random.default_rng(2)
+    probe = rng.normal(size=r.shape)
+
+    r_variable, o_variable = tf.Variable(r), tf.Variable(o)
+    variables = [r_variable, o_variable, *(w.value for w in generator.trainable_variables)]
+    with tf.GradientTape() as tape:
+        condition = generator.denoiser.condition(r_variable, o_variable)
+        augmented = generator.generate(r_variable, condition, t, noise)
+        loss = tf.reduce_sum(augmented * probe.astype("f"))
+    gradients = tape.gradient(loss, variables)
+
+    def literal_loss():
+        interests, channels = r_variable.numpy(), o_variable.numpy()
+        return np.sum(literal.generate(generator, interests, channels, t, noise) * probe)
+
+    for variable, gradient in zip(variables, gradients, strict=True):
+        center, direction = variable.numpy(), rng.normal(size=variable.shape)
+        values, losses = [], []
+        for distance in (-1e-3, 1e-3):
+            variable.assign(center + distance * direction)
+            values.append(variable.numpy().astype("float64"))
+            losses.append(literal_loss())
+        variable.assign(center)
+        expected = np.sum(gradient * (values[1] - values[0]))
+        assert losses[1] - losses[0] == pytest.approx(expected, rel=1e-2, abs=1e-6)
+        assert np.abs(gradient).max() > 1e-4
+
+
+def test_a_training_step_under_xla_with_open_shapes(make, inputs):
+    """In graph mode: see `fit` in models/test_conformance.py."""
+    generator = make(num_blocks=1)
+    signature = [
+        tf.TensorSpec([None, None, CHANNELS, DIM]),
+        tf.TensorSpec([None, None, CHANNELS, DIM]),
+        tf.TensorSpec([None, None], "bool"),
+    ]
+
+    @tf.function(input_signature=signature, jit_compile=True)
+    def step(*inputs):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs[:2])
+            outputs = generator(*inputs, training=True)
+            (loss,) = generator.losses
+            total = loss + tf.reduce_sum(outputs**2)
+        return outputs, loss, tape.gradient(total, [*inputs[:2], *generator.trainable_variables])
+
+    outputs, loss, gradients = step(*inputs)
+    assert outputs.shape == inputs[0].shape and loss > 0
+    for tensor in (outputs, loss, *gradients):
+        assert np.isfinite(tensor).all()
+    for gradient in gradients[:2]:
+        assert (gradient.numpy() != 0).any(axis=-1).all()
+    for gradient in gradients[2:]:
+        assert (gradient.numpy() != 0).any()
+
+
+@pytest.mark.parametrize("normalize_interests", [False, True])
+def test_empty_interests_have_finite_values_and_gradients(make, inputs, normalize_interests):
+    _, channels, mask = inputs
+    interests = tf.zeros_like(channels)
+    generator = make(normalize_interests=normalize_interests)
+    with tf.GradientTape() as tape:
+        tape.watch(interests)
+        outputs = generator(interests, channels, mask, training=True)
+        total = tf.add_n(generator.losses) + tf.reduce_sum(outputs**2)
+    gradients = tape.gradient(total, [interests, *generator.trainable_variables])
+    for tensor in (outputs, total, *gradients):
+        assert np.isfinite(tensor).all()
+
+
+# === Inference ===
+
+
+def test_inference_is_deterministic_and_stateless(make, inputs):
+    generator = make()
+    state = generator.seed_generator.state.numpy()
+    outputs = generator(*inputs)
+    np.testing.assert_array_equal(generator(*inputs, training=False), outputs)
+    np.testing.assert_array_equal(generator.seed_generator.state, state)
+    assert generator.losses == [] and generator.loss_tracker.result() == 0
+
+
+def test_a_row_depends_on_no_other_and_not_on_their_number(make, inputs):
+    interests, channels, mask = inputs
+    generator = make()
+    outputs = generator(*inputs)
+    for b, n in np.ndindex(mask.shape):
+        row = slice(b, b + 1), slice(n, n + 1)
+        alone = generator(interests[row], channels[row], mask[row])
+        np.testing.assert_allclose(alone, outputs[row], rtol=1e-5, atol=1e-6)
+
+
+def test_equal_rows_are_equal_whatever_their_place(make, inputs):
+    interests, channels, mask = (np.broadcast_to(x[:1, :1], x.shape) for x in inputs)
+    outputs = make()(interests, channels, mask).numpy()
+    np.testing.assert_allclose(outputs, np.broadcast_to(outputs[:1, :1], outputs.shape), atol=1e-6)
+
+
+def test_interests_of_a_request_differ(make, inputs):
+    """The same interest and channel, c times: each has its own noise, if not its own step."""
+    interests, channels, mask = inputs
+    interests, channels = (np.repeat(x[:, :, :1], CHANNELS, axis=2) for x in (interests, channels))
+    outputs = make(start="matched")(interests, channels, mask).numpy()
+    for i in range(1, CHANNELS):
+        assert (np.abs(outputs[:, :, i] - outputs[:, :, 0]).max(axis=-1) > 1e-2).all()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_normalized_interests_are_diffused_at_length_1(make, inputs, training):
+    interests, *rest = inputs
+    generator, plain = make(normalize_interests=True), make(normalize_interests=False)
+    for layer in (generator, plain):
+        layer.seed_generator.state.assign([1, 2])
+    length = np.linalg.norm(interests, axis=-1, keepdims=True)
+    expected = plain(interests / length, *rest, training=training)
+    outputs = generator(interests, *rest, training=training)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(generator.losses, plain.losses, rtol=1e-5)
+
+
+def test_unit_length_by_hand():
+    interests = np.array([[3, 4], [0, 0], [-1e-3, 0]], "f")
+    np.testing.assert_allclose(unit_length(interests), [[0.6, 0.8], [0, 0], [-1, 0]], rtol=1e-6)
+
+
+# === Training ===
+
+
+def test_noise_is_new_in_each_step_and_follows_the_seed(make, inputs):
+    runs = []
+    for seed in (7, 7, 8):
+        keras.utils.set_random_seed(seed)
+        generator = make()
+        runs.append([generator(*inputs, training=True).numpy() for _ in range(2)])
+    first, again, other = runs
+    np.testing.assert_array_equal(first, again)
+    for different in (first[1], other[0]):
+        assert (np.abs(first[0] - different).max(axis=-1) > 1e-3).all()
+
+
+def test_what_is_drawn_in_training(make, monkeypatch):
+    """t uniform in 1..T and noise standard normal: new for each phase, row, interest and step."""
+    generator = make(2, num_train_steps=4)
+    optimization = spy(monkeypatch, generator, "denoising_error")
+    sampling = spy(monkeypatch, generator, "generate")
+    rows = np.zeros((500, 2, CHANNELS, DIM), "f")
+    generator(rows, rows, np.ones((500, 2), bool), training=True)
+    ((_, _, *optimization),), ((_, _, *sampling),) = optimization, sampling
+    for t, noise in (optimization, sampling):
+        values, counts = np.unique(t, return_counts=True)
+        assert t.shape == (1000, CHANNELS)
+        np.testing.assert_array_equal(values, [1, 2, 3, 4])
+        np.testing.assert_allclose(counts / 4000, 0.25, atol=0.03)
+        assert np.mean(noise) == pytest.approx(0, abs=0.02)
+        assert np.var(noise) == pytest.approx(1, abs=0.02)
+    assert sampling[1].shape == (3, 1000, CHANNELS, DIM)
+    noise = np.concatenate([optimization[1][None], sampling[1]])
+    np.testing.assert_allclose(np.corrcoef(noise.reshape(4, -1)), np.eye(4), atol=0.03)
+    assert (optimization[0].numpy() == sampling[0].numpy()).mean() == pytest.approx(0.25, abs=0.03)
+
+
+def test_call_is_both_algorithms_on_what_it_draws(make, inputs, monkeypatch):
+    interests, channels, mask = inputs
+    generator = make(weight=0.25, start="uniform", normalize_interests=False)
+    optimization = spy(monkeypatch, generator, "denoising_error")
+    sampling = spy(monkeypatch, generator, "generate")
+    outputs = generator(*inputs, training=True)
+
+    r, o = (x.reshape(-1, CHANNELS, DIM) for x in (interests, channels))
+    t, noise = (tensor.numpy() for tensor in sampling[0][2:])
+    expected = literal.generate(generator, r, o, t, noise).reshape(outputs.shape)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
+
+    t, noise = (tensor.numpy() for tensor in optimization[0][2:])
+    error = literal.denoising_error(generator, r, o, t, noise)
+    expected = error.reshape(BATCH, CANDIDATES, CHANNELS)[mask].mean()  # of real candidates
+    np.testing.assert_allclose(generator.losses, [0.25 * expected], rtol=1e-5)
+    np.testing.assert_allclose(generator.loss_tracker.result(), expected, rtol=1e-5)
+
+
+def test_padded_candidates_change_no_loss(make, inputs):
+    interests, channels, mask = inputs
+    generator = make()
+    losses = []
+    for padding in (0, 5):
+        generator.seed_generator.state.assign([1, 2])
+        padded = [
+            np.where(mask[..., None, None], x, np.float32(padding)) for x in (interests, channels)
+        ]
+        generator(*padded, mask, training=True)
+        losses.append(generator.losses[0])
+        generator.losses.clear()
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+    assert losses[0] > 0
+
+
+def test_a_batch_of_padding_costs_nothing(make, inputs):
+    generator = make()
+    generator(*inputs[:2], np.zeros_like(inputs[2]), training=True)
+    assert generator.losses == [0]
+
+
+def test_float32_within_a_model_of_bfloat16(make, inputs):
+    rounded = [tf.cast(x, "bfloat16") for x in inputs[:2]]
+    expected = make()(*(tf.cast(x, "float32") for x in rounded), inputs[2])
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        outputs = make(dtype="float32")(*rounded, inputs[2])
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert outputs.dtype == "float32"
+    np.testing.assert_allclose(outputs, expected, rtol=1e-6)
+
+
+# === Configuration ===
+
+
+def test_symbolic_call_and_keras_file(make, inputs, tmp_path):
+    parts = [keras.Input((None, CHANNELS, DIM)), keras.Input((None, CHANNELS, DIM))]
+    parts.append(keras.Input((None,), dtype="bool"))
+    generator = make()
+    outputs = generator(*parts)
+    assert outputs.shape == (None, None, CHANNELS, DIM)
+    model = keras.Model(parts, outputs)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again(list(inputs)), generator(*inputs))
+
+
+def test_config():
+    arguments = {
+        "num_steps": 7,
+        "spacing": "strided",
+        "start_step": 90,
+        "start": "matched",
+        "sampler": "ddim",
+        "sigma": "posterior",
+        "normalize_interests": True,
+        "weight": 0.5,
+        "num_blocks": 1,
+        "num_heads": 4,
+        "context_guidance": False,
+        "channel_guidance": False,
+        "num_train_steps": 100,
+    }
+    generator = DiffusionGenerator(**arguments)
+    again = DiffusionGenerator.from_config(generator.get_config())
+    assert again.get_config() == generator.get_config()
+    assert again.get_config().items() >= arguments.items()
+    config = again.denoiser.get_config()
+    for name in ("num_blocks", "num_heads", "context_guidance", "channel_guidance"):
+        assert config[name] == arguments[name]
+    np.testing.assert_array_equal(again.chain.timesteps, generator.chain.timesteps)
+    np.testing.assert_array_equal(again.chain.signal, generator.chain.signal)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"spacing": "even"}, "`spacing` must be one of ('consecutive', 'strided'). Received: spa"),
+        ({"start": "zero"}, "`start` must be one of ('uniform', 'matched', 'gaussian'). Received"),
+        ({"sampler": "sde"}, "`sampler` must be one of ('ddpm', 'ddim'). Received: sampler='sde'"),
+        ({"sigma": 1}, "`sigma` must be one of ('beta', 'posterior'). Received: sigma=1"),
+        ({"num_steps": 0}, "`num_steps` must be an integer in [1, 1000]. Received: num_steps=0"),
+        ({"num_steps": 2.0}, "`num_steps` must be an integer in [1, 1000]. Received: num_steps=2"),
+        (
+            {"num_steps": 11, "num_train_steps": 10},
+            "`num_steps` must be an integer in [1, 10]. Received: num_steps=11",
+        ),
+        (
+            {"spacing": "strided"},
+            '`start_step` must be an integer in [20, 1000] with spacing="strided". '
+            "Received: start_step=None",
+        ),
+        ({"spacing": "strided", "start_step": 1001}, "in [20, 1000]"),
+        ({"spacing": "strided", "start_step": 19}, "Received: start_step=19"),
+        ({"weight": -1}, "`weight` must be >= 0. Received: weight=-1"),
+        ({"num_blocks": 0}, "`num_blocks` must be a positive integer. Received: num_blocks=0"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError) as error:
+        DiffusionGenerator(**arguments)
+    assert message in str(error.value)
+
+
+def test_heads_that_do_not_divide_the_width(make):
+    with pytest.raises(ValueError, match="`num_heads` must divide the width of an interest, 8"):
+        make(num_heads=3)

@@ -1,0 +1,372 @@
+"""What DiffuMIN costs: Markdown tables of one run, and a plot.
+
+    python tools/benchmark_diffumin.py --plot=diffumin_cost.png
+    python tools/benchmark_diffumin.py --parts=b,d --seconds=1
+
+(a) Inference against the same model without generator and calibrator, and where the time goes.
+(b) The sampler against algorithm 2 as it is written, a loop over channels and steps.
+(c) Samples/s of training and of inference.
+(d) The extractor (eq. 2-8) against its two matrix products alone.
+(e) Inference against the length of the history, and against the steps of sampling.
+
+Random requests with full histories; item and category of dim 20, so that d = 40; c = 4. "XLA" is
+Keras's predict, "graph" is how a SavedModel is served. All numbers of a part are taken in turns, so
+that what else the machine does meets all of them; medians, and ratios of them.
+"""
+
+import itertools
+import statistics
+import time
+
+import keras
+import numpy as np
+import random_requests
+import tensorflow as tf
+from absl import app, flags
+
+from tfrec_diffusion import models
+from tfrec_diffusion.diffusion.generator import DiffusionGenerator
+from tfrec_diffusion.losses import LogLoss
+from tfrec_diffusion.optimizers import LazyAdam
+
+PARTS = flags.DEFINE_list("parts", ["a", "b", "c", "d", "e"], "what to measure")
+SECONDS = flags.DEFINE_float("seconds", 5, "to measure each number for")
+TURNS = flags.DEFINE_integer("turns", 10, "turns")
+PLOT = flags.DEFINE_string("plot", None, "PNG to draw part e to")
+
+_CHANNELS, _DIM, _BATCH = 4, 40, 256
+_MODES = ("XLA", "graph")
+_NO_GENERATOR = 0  # in place of a number of steps
+
+
+def medians(calls):
+    """Median milliseconds of each call of a dict, taken in turns."""
+    times = {key: [] for key in calls}
+    for call in calls.values():
+        call()  # traces and compiles
+    for _ in range(TURNS.value):
+        for key, call in calls.items():
+            call()
+            end = time.perf_counter() + SECONDS.value / TURNS.value
+            while not times[key] or time.perf_counter() < end:
+                start = time.perf_counter()
+                call()  # on a CPU it returns when it is done
+                times[key].append(1000 * (time.perf_counter() - start))
+    return {key: statistics.median(values) for key, values in times.items()}
+
+
+def print_table(title, columns, rows):
+    print(f"\n{title}\n\n| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+    for name, cells in rows.items():
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def create(steps):
+    settings = {"generator": None} if steps == _NO_GENERATOR else {"sampling_steps": steps}
+    schema = random_requests.schema(history_length=5000)
+    return models.create("diffumin", schema=schema, embedding_dim=_DIM // 2, **settings)
+
+
+def requests(length, batch=_BATCH, candidates=1):
+    """Features and labels, as tensors."""
+    schema = random_requests.schema(length)
+    made = random_requests.requests(schema, batch, candidates)
+    return keras.tree.map_structure(tf.constant, made)
+
+
+def inference(model, features, mode):
+    """A call that scores `features`."""
+    if mode == "graph":
+        return in_mode(model, model.input, features, mode)
+    model.compile(jit_compile=True)
+    model.make_predict_function(force=True)
+    predict = model.predict_function
+    return lambda: predict([(features,)])
+
+
+def piece(model, inputs, outputs, features, mode):
+    """A call of the part of a model between Keras tensors, on what it gets in the model."""
+    values = keras.Model(model.input, inputs)(features)
+    return in_mode(keras.Model(inputs, outputs), inputs, values, mode)
+
+
+def in_mode(function, inputs, values, mode):
+    """A call of a function of `values`, traced for the shapes of the Keras tensors `inputs`."""
+    spec = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), inputs)
+    traced = tf.function(lambda x: function(x), input_signature=[spec], jit_compile=mode == "XLA")
+    return lambda: traced(values)
+
+
+# === (a) Inference with and without generator ===
+
+
+def part_a(length=1500, all_steps=(20, 10, 5, 1)):
+    variants = {steps: create(steps) for steps in (_NO_GENERATOR, *all_steps)}
+    sizes = {"batch 256, N = 1": (256, 1), "batch 1, N = 1": (1, 1), "batch 1, N = 100": (1, 100)}
+    columns = list(itertools.product(sizes, _MODES))
+    calls = {}
+    for size, mode in columns:
+        features, _ = requests(length, *sizes[size])
+        for steps, model in variants.items():
+            calls[size, mode, steps] = inference(model, features, mode)
+        parts = pieces(variants[all_steps[0]], features, mode)
+        calls |= {(size, mode, name): call for name, call in parts.items()}
+    ms = medians(calls)
+
+    titles = [", ".join(column) for column in columns]
+    base = np.array([ms[*column, _NO_GENERATOR] for column in columns])
+    rows = {}
+    for steps in variants:
+        times = np.array([ms[*column, steps] for column in columns])
+        name = "no generator" if steps == _NO_GENERATOR else f"T' = {steps}"
+        ratios = zip(times, times / base, strict=True)
+        rows[name] = [f"{time:.2f} ({ratio:.2f})" for time, ratio in ratios]
+    print_table(f"(a) Inference at length {length}: ms (ratio to no generator)", titles, rows)
+
+    rows = {name: [f"{ms[*column, name]:.2f}" for column in columns] for name in parts}
+    fits = [np.polyfit(all_steps, [ms[*column, s] for s in all_steps], 1) for column in columns]
+    slopes, starts = np.transpose(fits)
+    rows["in the model: a step of sampling"] = [f"{slope:.3f}" for slope in slopes]
+    rows["in the model: the generator but for its steps"] = [f"{x:.2f}" for x in starts - base]
+    print_table(f"(a) Where it goes at T' = {all_steps[0]}: ms of each part alone", titles, rows)
+
+
+def pieces(model, features, mode):
+    """Calls of the parts of a DiffuMIN by name."""
+    layer = {layer.name.removeprefix("diffumin."): layer for layer in model.layers}
+    history, _, target, history_mask = layer["extractor"].input
+    ends = {
+        "embedding": (model.input, layer["request.embedding"].output),
+        "channels and extractor": ([history, target, history_mask], layer["extractor"].output),
+        "generator": (layer["generator"].input, layer["generator"].output),
+        "short-term Transformer": (layer["short_term"].input, layer["short_term"].output),
+        "tower": (layer["tower"].input, model.output),
+    }
+    calls = {name: piece(model, *both, features, mode) for name, both in ends.items()}
+
+    # What no exact step can avoid: the products with weights, of the noised and of all tokens.
+    denoiser, noised = layer["generator"].denoiser, tf.size(features["item"]) * _CHANNELS
+    first, last = denoiser.blocks
+    of_all = [first.out, first.ffn_in, first.ffn_out, last.key_value]
+    of_noised = [first.query, first.key_value, last.query, last.out, last.ffn_in, last.ffn_out]
+    rows = [noised * _CHANNELS] * len(of_all) + [noised] * (len(of_noised) + 1)
+    kernels = [dense.kernel for dense in (*of_all, *of_noised, denoiser.noise)]
+    values = [tf.random.normal((n, k.shape[0])) for n, k in zip(rows, kernels, strict=True)]
+
+    def products(values):
+        return [x @ kernel for x, kernel in zip(values, kernels, strict=True)]
+
+    return calls | {"dense products of one step": in_mode(products, values, values, mode)}
+
+
+# === (b) The sampler against the literal one ===
+
+
+def part_b(steps=20):
+    keras.utils.set_random_seed(0)
+    generator = DiffusionGenerator(steps, start="uniform")
+    shape = (_BATCH, _CHANNELS, _DIM)
+    generator.build((None, *shape))
+    for weight in generator.trainable_weights:
+        weight.assign_add(0.1 * tf.random.normal(weight.shape))  # the biases are zero before
+    inputs = (
+        tf.random.normal(shape),
+        tf.linalg.l2_normalize(tf.random.normal(shape), -1),
+        tf.random.uniform(shape[:-1], 1, 1001, tf.int32),
+        tf.random.normal((steps + 1, *shape)),
+    )
+
+    def lean(interests, channels, t, noise):
+        condition = generator.denoiser.condition(interests, channels)
+        return generator.generate(interests, condition, t, noise)
+
+    def literal(*inputs):
+        return literal_generate(generator, *inputs)
+
+    samplers, rows = {}, {}
+    for name, function in {"literal, graph": literal, "lean, graph": lean}.items():
+        start = time.perf_counter()
+        samplers[name] = tf.function(function).get_concrete_function(*inputs)
+        seconds = time.perf_counter() - start
+        graph = samplers[name].graph.as_graph_def()
+        operations = len(graph.node) + sum(len(f.node_def) for f in graph.library.function)
+        rows[name] = [f"{seconds:.2f}", f"{operations:,}"]
+    samplers["lean, XLA"] = tf.function(lean, jit_compile=True)
+    rows["lean, XLA"] = ["", ""]
+    expected = samplers["literal, graph"](*inputs)
+    for sampler in samplers.values():
+        np.testing.assert_allclose(sampler(*inputs), expected, rtol=1e-4, atol=1e-4)
+    ms = medians({name: lambda f=sampler: f(*inputs) for name, sampler in samplers.items()})
+    for name, row in rows.items():
+        row += [f"{ms[name]:.1f}", f"{ms['literal, graph'] / ms[name]:.2f}"]
+    columns = ["s to trace", "operations", "ms", "times as fast"]
+    print_table(f"(b) Sampler: batch {_BATCH}, N = 1, T' = {steps}", columns, rows)
+
+
+def literal_generate(generator, interests, channels, t, noise):
+    """Algorithm 2 as it is written: one channel after another, one step after another."""
+    denoiser, chain = generator.denoiser, generator.chain
+    start = generator.schedule.q_sample(interests, t, noise[0])
+    augmented = []
+    for i in range(_CHANNELS):
+        x = start[:, i]
+        for s, timestep in enumerate(chain.timesteps):
+            tokens = [x if k == i else interests[:, k] for k in range(_CHANNELS)]
+            tokens = tf.stack(tokens, axis=1) + denoiser.embed_time([timestep])
+            for block in denoiser.blocks:
+                tokens = literal_block(block, tokens, channels[:, i : i + 1])
+            x = chain.signal[s] * x + chain.prediction[s] * dense(denoiser.noise, tokens[:, i])
+            x += chain.deviation[s] * noise[s + 1, :, i]
+        augmented.append(x)
+    return tf.stack(augmented, axis=1)
+
+
+def literal_block(block, tokens, channel):
+    key, value = tf.split(dense(block.key_value, tokens), 2, axis=-1)
+    attended = attend(dense(block.query, tokens), key, value, block.num_heads)
+    tokens = block.attention_norm(tokens + dense(block.out, attended))
+    # With one key the softmax is 1 whatever the query and the key: any projection does for both.
+    query, key = dense(block.query, tokens), dense(block.query, channel)
+    attended = attend(query, key, dense(block.guide_value, channel), block.num_heads)
+    tokens = block.guide_norm(tokens + dense(block.guide_out, attended))
+    hidden = tf.nn.relu(dense(block.ffn_in, tokens))
+    return block.ffn_norm(tokens + dense(block.ffn_out, hidden))
+
+
+def attend(query, key, value, heads):
+    """Multi-head attention, (rows, tokens, d) each."""
+
+    def split(x):
+        return tf.transpose(tf.reshape(x, (-1, x.shape[1], heads, _DIM // heads)), (0, 2, 1, 3))
+
+    scores = tf.matmul(split(query), split(key), transpose_b=True) * (_DIM / heads) ** -0.5
+    attended = tf.transpose(tf.nn.softmax(scores) @ split(value), (0, 2, 1, 3))
+    return tf.reshape(attended, (-1, query.shape[1], _DIM))
+
+
+def dense(layer, x):
+    return tf.tensordot(x, layer.kernel, 1) + layer.bias
+
+
+# === (c) Samples/s ===
+
+
+def part_c(length=1000, steps=10):
+    model = create(steps)
+    auc = keras.metrics.AUC(name="auc")
+    model.compile(LazyAdam(), LogLoss(), weighted_metrics=[auc], jit_compile=True)
+    model.make_train_function()
+    features, labels = requests(length)
+    batch = (features, labels, tf.ones_like(labels))
+    calls = {
+        "training": lambda: model.train_function(iter([batch])),
+        "inference": inference(model, features, "XLA"),
+    }
+    ms = medians(calls)
+    bars = {"training": 1400, "inference": 5000}
+    rows = {kind: [f"{1000 * _BATCH / ms[kind]:,.0f}", f"{bars[kind]:,}"] for kind in ms}
+    title = f"(c) Length {length}, T' = {steps}, batch {_BATCH}, N = 1, XLA"
+    print_table(title, ["samples/s", "bar"], rows)
+
+
+# === (d) The extractor ===
+
+
+def part_d(length=5000):
+    model = create(_NO_GENERATOR)
+    extractor = model.get_layer("diffumin.extractor")
+    history, channels, target, history_mask = extractor.input
+    features, _ = requests(length)
+
+    def two_products(inputs):
+        history, channels = inputs
+        return tf.matmul(tf.matmul(channels[:, 0], history, transpose_b=True), history)
+
+    factors = keras.Model(model.input, [history, channels])(features)
+    calls = {}
+    for mode in _MODES:
+        inputs = [history, target, history_mask]
+        calls[mode, "extractor"] = piece(model, inputs, extractor.output, features, mode)
+        calls[mode, "products"] = in_mode(two_products, [history, channels], factors, mode)
+    ms = medians(calls)
+    rows = {}
+    for mode in _MODES:
+        whole, products = ms[mode, "extractor"], ms[mode, "products"]
+        rows[mode] = [f"{whole:.1f}", f"{products:.1f}", f"{whole / products:.2f}", "5"]
+    title = f"(d) Extractor: length {length}, batch {_BATCH}, N = 1"
+    print_table(title, ["extractor, ms", "its two products, ms", "ratio", "bar"], rows)
+
+
+# === (e) Against length and steps ===
+
+
+def part_e(lengths=(50, 200, 1000, 2000, 5000), all_steps=(5, 10, 20, 50), length=1500, steps=20):
+    variants = {number: create(number) for number in (_NO_GENERATOR, *all_steps)}
+    settings = [(number, x) for x in lengths for number in (_NO_GENERATOR, steps)]
+    settings += [(number, length) for number in variants]
+    features = {x: requests(x)[0] for x in (*lengths, length)}
+    calls = {
+        (mode, number, x): inference(variants[number], features[x], mode)
+        for mode in _MODES
+        for number, x in settings
+    }
+    ms = medians(calls)
+    by_length, by_steps = {}, {}
+    for mode in _MODES:
+        full, base = f"DiffuMIN, {mode}", f"no generator, {mode}"
+        by_length[full] = [ms[mode, steps, x] for x in lengths]
+        by_length[base] = [ms[mode, _NO_GENERATOR, x] for x in lengths]
+        by_steps[full] = [ms[mode, number, length] for number in all_steps]
+        by_steps[base] = [ms[mode, _NO_GENERATOR, length]] * len(all_steps)
+    panels = [
+        ("history length", f"T' = {steps}", lengths, by_length, 1000, "1,000 behaviors"),
+        ("sampling steps T'", f"history length {length:,}", all_steps, by_steps, 1, "step"),
+    ]
+    for x_name, fixed, x, lines, unit, unit_name in panels:
+        rows = {}
+        for name, values in lines.items():
+            slope, start = np.polyfit(x, values, 1)
+            distance = np.abs(start + slope * np.array(x) - values).max()
+            cells = [*values, start, slope * unit, distance]
+            rows[name] = [f"{cell:z.1f}" for cell in cells]
+        columns = [f"{value:,}" for value in x]
+        columns += ["line: at 0", f"per {unit_name}", "farthest from it"]
+        print_table(f"(e) ms by {x_name}: {fixed}, batch {_BATCH}, N = 1", columns, rows)
+    if PLOT.value:
+        draw(PLOT.value, panels)
+
+
+def draw(path, panels):
+    """A PNG with a panel for each x: the points as measured and their straight lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    panes = figure.subplots(1, len(panels))
+    for axes, (x_name, fixed, x, lines, unit, unit_name) in zip(panes, panels, strict=True):
+        for name, ms in lines.items():
+            color = "#0072b2" if name.endswith("XLA") else "#d55e00"
+            face, marker, line = (color, "o", "-") if "DiffuMIN" in name else ("white", "s", "--")
+            slope, start = np.polyfit(x, ms, 1)
+            label = f"{name}: {start:.0f} ms + {slope * unit:z.1f} ms per {unit_name}"
+            ends = np.array([0, max(x)])
+            axes.plot(ends, start + slope * ends, line, color=color, label=label)
+            axes.plot(x, ms, marker, color=color, markerfacecolor=face, zorder=3)
+        axes.set(xlabel=x_name, ylabel=f"ms a batch of {_BATCH}", title=fixed)
+        axes.set_xlim(0, 1.03 * max(x))
+        axes.set_ylim(0, 1.4 * axes.get_ylim()[1])  # room for the legend
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="upper left", frameon=False, fontsize=9)
+    figure.suptitle(f"Inference: c = {_CHANNELS}, d = {_DIM}, N = 1")
+    figure.savefig(path, dpi=150)
+
+
+def main(_):
+    tf.get_logger().setLevel("ERROR")  # every setting is traced anew, which it warns of
+    for part in PARTS.value:
+        {"a": part_a, "b": part_b, "c": part_c, "d": part_d, "e": part_e}[part]()
+
+
+if __name__ == "__main__":
+    app.run(main)

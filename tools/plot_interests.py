@@ -1,0 +1,255 @@
+"""Draws what DiffuMIN makes of users' histories (section 4.6, figure 3), one panel a user.
+
+    python tools/plot_interests.py --model_dir=runs/kuairand_diffumin --picture=interests.png
+
+A user is a request of `--split` with its first clicked candidate: the requests that `--users`
+numbers, from 0, or else clicked ones with the longest histories. What is drawn lies beside the
+picture as CSV. Needs scikit-learn and matplotlib.
+
+Only directions are drawn. Channels have length 1, means of behaviors are short, and generated
+interests are as long as sampling leaves them; t-SNE of these would show the lengths. So all vectors
+are scaled to length 1, where the squared distance that t-SNE looks at is 2 - 2 cosine. It keeps
+neighborhoods: that two points lie together means something, how far groups lie apart does not. The
+cosines themselves stand below each panel.
+
+The search is the first stage of TWIN in spirit: the model's own filter, the top 20% by default, by
+the score against the target alone. It searches the same trained embeddings, so that the picture
+compares two ways to select and not two trainings.
+"""
+
+import json
+import pathlib
+
+import keras
+import matplotlib
+import numpy as np
+import pandas as pd
+from absl import app, flags
+from keras import ops
+from matplotlib.figure import Figure
+from sklearn.manifold import TSNE
+
+from tfrec_diffusion.evaluate import FLAGS_FILE, check_same_data, load_model
+from tfrec_diffusion.input_pipeline import RequestData, find_prepared
+from tfrec_diffusion.layers.multi_interest import MultiInterestExtractor
+from tfrec_diffusion.layers.routing import TopRouting
+from tfrec_diffusion.models import DiffuMIN
+from tfrec_diffusion.schema import Schema
+
+MODEL_DIR = flags.DEFINE_string("model_dir", None, "of a trained DiffuMIN", required=True)
+DATA_DIR = flags.DEFINE_string("data_dir", None, "default: where the model was trained from")
+SPLIT = flags.DEFINE_string("split", "test", "a split of the data set")
+USERS = flags.DEFINE_list("users", None, "numbers of requests in the split, from 0")
+COUNT = flags.DEFINE_integer("count", 2, "panels, where --users is not given", 1)
+PICTURE = flags.DEFINE_string("picture", "interests.png", "file to write; its data: .csv beside it")
+
+_GRAY, _FAINT = "0.7", "0.85"
+_COLORS = [color for i, color in enumerate(matplotlib.color_sequences["tab10"]) if i != 7]  # gray
+_STYLES = {  # of `scatter`, by kind, the lowest first
+    "behavior": {"label": "behavior, in the color of its channel", "s": 16},
+    "target": {"label": "target", "marker": "*", "s": 600, "edgecolors": "black"},
+    "channel": {"label": "interest channel o", "marker": "*", "s": 190, "edgecolors": "black"},
+    "aggregated": {"label": "aggregated interest r", "s": 260, "edgecolors": "white"},
+    "augmented": {"label": "augmented interest r*", "s": 60, "edgecolors": "black"},
+}
+
+
+def load():
+    """The model, and the data that it was trained on."""
+    model = load_model(MODEL_DIR.value)
+    if not isinstance(model, DiffuMIN):
+        raise ValueError(f"--model_dir must hold a DiffuMIN. Received: {type(model).__name__}")
+    trained = json.loads((pathlib.Path(MODEL_DIR.value) / FLAGS_FILE).read_text())
+    directory = find_prepared(DATA_DIR.value or trained["data_dir"], trained["dataset"])
+    data = RequestData(directory, model.schema.history_length)
+    check_same_data(Schema.load(MODEL_DIR.value), data.schema)
+    return model, data
+
+
+def longest_clicked(data, split, count):
+    """Numbers of `count` requests: clicked ones first, by the length of their history."""
+    lengths = []
+    for features, label, _ in data.batches(split):
+        length = np.count_nonzero(features[data.schema.history_key], axis=1)
+        lengths.append(np.where((label.numpy() > 0).any(axis=1), length, -1))
+    return np.argsort(-np.concatenate(lengths), kind="stable")[:count]
+
+
+def read(data, split, number):
+    """A request: its features as a batch of one, and its labels (candidates,)."""
+    if not 0 <= number < data.num_requests(split):
+        raise ValueError(
+            f"--users must be in [0, {data.num_requests(split)}) for {split}. Received: {number}"
+        )
+    features, label, _ = next(iter(data.batches(split, batch_size=1, first_batch=number)))
+    if not np.any(features[data.schema.history_key]):
+        raise ValueError(f"--users must have behaviors. Received: {number}, which has none")
+    return features, label.numpy()[0]
+
+
+def inner_model(model):
+    """A model from requests to the tensors inside a DiffuMIN."""
+    extractor = model.get_layer("diffumin.extractor")
+    history, channels, target, history_mask = extractor.input
+    outputs = {
+        "history": history,
+        "history_mask": history_mask,
+        "target": target,
+        "channel": channels,
+        "aggregated": extractor.output,
+        "probability": model.output,
+    }
+    if model.generator is not None:
+        outputs["augmented"] = model.get_layer("diffumin.generator").output
+    return keras.Model(model.input, outputs)
+
+
+def interests(model, features, candidate):
+    """The vectors of one request and candidate.
+
+    Returns:
+        The predicted probability, and a table with a row for each vector: `kind`, a key of
+        `_STYLES`; `channels`, the numbers, from 1, of those that keep a behavior, or the vector's
+        own; `searched`, whether the search keeps it; `vector`, of length 1. Channels that keep
+        nothing have no rows.
+    """
+    inner = inner_model(model)(features)
+    history, target = (ops.cast(inner[name], "float32") for name in ("history", "target"))
+    extractor = model.get_layer("diffumin.extractor")
+    search = MultiInterestExtractor(TopRouting(), extractor.filtering, extractor.aggregation)
+    kept, searched = (
+        np.asarray(layer.select(history, channels, inner["history_mask"])[1])[0, candidate] > 0
+        for layer, channels in ((extractor, inner["channel"]), (search, target[:, :, None]))
+    )  # (channels, length) and (1, length)
+    rows = [
+        ("behavior", tuple(np.flatnonzero(kept[:, i]) + 1), searched[0, i], history[0, i])
+        for i in np.flatnonzero(inner["history_mask"][0])
+    ]
+    rows.append(("target", (), False, target[0, candidate]))
+    for kind in ("channel", "aggregated", "augmented"):
+        for i in np.flatnonzero(kept.any(axis=1)):
+            if kind in inner:
+                rows.append((kind, (i + 1,), False, inner[kind][0, candidate, i]))
+    table = pd.DataFrame(rows, columns=["kind", "channels", "searched", "vector"])
+    table["vector"] = [unit(np.asarray(vector, "float32")) for vector in table["vector"]]
+    return float(inner["probability"][0, candidate]), table
+
+
+def unit(vector):
+    return vector / max(np.linalg.norm(vector), 1e-12)
+
+
+def place(table):
+    """The table with `x` and `y`, where t-SNE puts the vectors."""
+    vectors = np.stack(table["vector"])
+    tsne = TSNE(perplexity=min(30, len(vectors) / 5), init="pca", random_state=0)
+    x, y = tsne.fit_transform(vectors).T
+    return table.assign(x=x, y=y)
+
+
+def of_channel(table, channel):
+    return table[[channel in channels for channels in table["channels"]]]
+
+
+def compare_selections(table):
+    """How many behaviors the channels and the search keep, and how near those lie."""
+    behaviors = table[table["kind"] == "behavior"]
+    vectors = np.stack(behaviors["vector"])
+    (target,) = table.loc[table["kind"] == "target", "vector"]
+    kept, searched = behaviors["channels"].map(len).to_numpy() > 0, behaviors["searched"].to_numpy()
+    rows = {}
+    for name, chosen in (
+        ("history", np.ones_like(kept)),
+        ("channels", kept),
+        ("search", searched),
+        ("both of them", kept & searched),
+    ):
+        cosines = vectors[chosen] @ vectors[chosen].T
+        rows[name] = {
+            "behaviors": len(cosines),
+            "mean cos to target": pd.Series(vectors[chosen] @ target).mean(),
+            "to each other": pd.Series(cosines[np.triu_indices_from(cosines, 1)]).mean(),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def compare_channels(table, num_channels):
+    """How many behaviors each channel keeps, and how near its vectors are to each other."""
+    (target,) = table.loc[table["kind"] == "target", "vector"]
+    rows = {}
+    for channel in range(1, num_channels + 1):
+        own = of_channel(table, channel)
+        if own.empty:
+            rows[f"channel {channel}, not drawn"] = {"behaviors": 0}
+            continue
+        vector = dict(zip(own["kind"], own["vector"], strict=True))
+        cosines = {
+            "cos(r, target)": vector["aggregated"] @ target,
+            "cos(r, o)": vector["aggregated"] @ vector["channel"],
+        }
+        if "augmented" in vector:
+            cosines["cos(r, r*)"] = vector["aggregated"] @ vector["augmented"]
+        rows[f"channel {channel}"] = {"behaviors": sum(own["kind"] == "behavior"), **cosines}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def color(channel):
+    return _COLORS[(channel - 1) % len(_COLORS)]
+
+
+def draw(axes, table, num_channels):
+    """One panel of a placed table."""
+    searched = table[table["searched"]]
+    label = "kept by a search by the target alone"
+    axes.scatter(searched["x"], searched["y"], s=130, color=_GRAY, linewidths=0, label=label)
+    for channel in range(1, num_channels + 1):
+        own = of_channel(table, channel)
+        for mean in own[own["kind"] == "aggregated"].itertuples():
+            for behavior in own[own["kind"] == "behavior"].itertuples():
+                xs, ys = (mean.x, behavior.x), (mean.y, behavior.y)
+                axes.plot(xs, ys, color=color(channel), alpha=0.3, linewidth=0.8)
+            center = {"ha": "center", "va": "center_baseline", "zorder": 10}
+            axes.text(mean.x, mean.y, channel, color="white", weight="bold", **center)
+    for zorder, (kind, style) in enumerate(_STYLES.items(), 3):
+        rows = table[table["kind"] == kind]
+        colors = [color(channels[0]) if channels else _FAINT for channels in rows["channels"]]
+        if kind == "target":
+            colors = "gold"
+        axes.scatter(rows["x"], rows["y"], c=colors, linewidths=0.8, zorder=zorder, **style)
+    axes.set(xticks=[], yticks=[])
+    below = (compare_channels(table, num_channels), compare_selections(table))
+    texts = [x.to_string(float_format="{:.2f}".format, na_rep="-") for x in below]
+    axes.set_xlabel("\n\n".join(texts), family="monospace", size=9)
+
+
+def main(_):
+    model, data = load()
+    numbers = [int(n) for n in USERS.value or longest_clicked(data, SPLIT.value, COUNT.value)]
+    num_channels = model.get_layer("diffumin.channels").output.shape[2]
+    figure = Figure(figsize=(6.2 * len(numbers), 8.5), layout="constrained")
+    panels = figure.subplots(1, len(numbers), squeeze=False)[0]
+    drawn = []
+    for number, axes in zip(numbers, panels, strict=True):
+        features, label = read(data, SPLIT.value, number)
+        candidate = int(label.argmax())
+        probability, table = interests(model, features, candidate)
+        table = place(table)
+        draw(axes, table, num_channels)
+        clicked = "clicked" if label[candidate] else "not clicked"
+        axes.set_title(f"request {number}: {clicked}, predicted {probability:.2f}")
+        table.insert(0, "request", number)
+        drawn.append(table.drop(columns="vector"))
+    note = "t-SNE of embeddings of length 1: neighborhoods count, distances do not"
+    figure.suptitle(note, size=11)
+    markers = panels[0].get_legend_handles_labels()
+    style = {"markerscale": 0.8, "labelspacing": 0.9, "fontsize": 9, "frameon": False}
+    figure.legend(*markers, loc="outside lower center", ncols=2, **style)
+    figure.savefig(PICTURE.value, dpi=120)
+    table = pd.concat(drawn)
+    table["channels"] = [" ".join(map(str, channels)) for channels in table["channels"]]
+    table.to_csv(pathlib.Path(PICTURE.value).with_suffix(".csv"), index=False)
+    print(f"{PICTURE.value}: requests {', '.join(map(str, numbers))} of {SPLIT.value}")
+
+
+if __name__ == "__main__":
+    app.run(main)
