@@ -183,13 +183,7 @@ def test_losses_fall_on_real_data(tmp_path):
     model = models.create("diffumin", schema=data.schema, sampling_steps=2, embedding_stddev=0.3)
     model.compile(LazyAdam(0.003), LogLoss(), jit_compile=False)
 
-    def average_losses(batches):
-        history = model.fit(batches, shuffle=False, verbose=0).history
-        return {name: values[0] for name, values in history.items()}
-
     batches = data.batches("train", shuffle_seed=0)
-    before = average_losses(batches.take(3))
-    model.fit(batches.take(40), shuffle=False, verbose=0)
-    after = average_losses(batches.skip(43).take(3))
+    losses = model.fit(batches, epochs=6, shuffle=False, verbose=0).history
     for name in ("loss", "diffusion_loss", "contrastive_loss"):
-        assert after[name] < before[name], name
+        assert losses[name][-1] < 0.9 * losses[name][0], name
