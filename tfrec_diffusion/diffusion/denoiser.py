@@ -58,7 +58,17 @@ class DenoiserBlock(keras.layers.Layer):
         return apply(self.guide_out, apply(self.guide_value, channel))
 
     def call(self, tokens, query, key_value, guide):
-        """`tokens` (..., queries, d) that ask with `query`; `key_value` (..., tokens, 2 d)."""
+        """One block.
+
+        Args:
+            tokens: Those that ask, (rows, problems, queries, d).
+            query: Their queries, of the same shape.
+            key_value: (rows, problems, tokens, 2 d).
+            guide: `guide` of each problem's channel, (rows, problems, 1, d), or `None`.
+
+        Returns:
+            As `tokens`.
+        """
         attended = apply(self.out, self._attend(query, key_value))
         tokens = self.attention_norm(tokens + attended)
         if self.channel_guidance:
@@ -66,8 +76,8 @@ class DenoiserBlock(keras.layers.Layer):
         return self.ffn_norm(tokens + apply(self.ffn_out, apply(self.ffn_in, tokens)))
 
     def _attend(self, query, key_value):
-        # One product for all problems of a row, with a mask that keeps them apart, is several times
-        # faster on a CPU than a small product for each.
+        # The problems of a row share one product, and a mask keeps them apart: a product of a few
+        # tokens for each would cost more in calls than in arithmetic.
         problems, queries, keys = query.shape[1], query.shape[2], key_value.shape[2]
         key, value = ops.split(key_value, 2, axis=-1)
         query, key, value = (self._split_heads(tensor) for tensor in (query, key, value))
@@ -82,6 +92,14 @@ class DenoiserBlock(keras.layers.Layer):
         _, problems, tokens, dim = tensor.shape
         shape = (-1, problems * tokens, self.num_heads, dim // self.num_heads)
         return ops.swapaxes(ops.reshape(tensor, shape), 1, 2)
+
+    def get_config(self):
+        config = {
+            "num_heads": self.num_heads,
+            "ffn_factor": self.ffn_factor,
+            "channel_guidance": self.channel_guidance,
+        }
+        return {**super().get_config(), **config}
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
@@ -148,7 +166,7 @@ class GuidedDenoiser(keras.layers.Layer):
             block.build(dim)
 
     def embed_time(self, t):
-        """Sinusoids of t (Vaswani et al., 2017, section 3.5) through an MLP: (...) to (..., d)."""
+        """Sinusoids (Vaswani et al., 2017, section 3.5) of t (..., n) through an MLP: (..., n, d)."""
         dim = self.noise.units
         frequencies = 10_000.0 ** (-np.arange(0, dim, 2) / dim)
         angles = ops.cast(t, "float32")[..., None] * ops.cast(frequencies, "float32")
@@ -178,7 +196,7 @@ class GuidedDenoiser(keras.layers.Layer):
         x = (x + time)[:, :, None]
         time = time[:, :, None]
         tokens = _with_noised_first(x, interests + time)  # (rows, c, c, d)
-        # Dense layers are linear: the projections of time are added to those of the context
+        # Projections are linear: those of the time are added to those of the context.
         query = query + ops.matmul(time, first.query.kernel)
         query = _with_noised_first(apply(first.query, x), query)
         key_value = key_value + ops.matmul(time, first.key_value.kernel)
