@@ -166,7 +166,7 @@ class GuidedDenoiser(keras.layers.Layer):
             block.build(dim)
 
     def embed_time(self, t):
-        """Sinusoids of t (Vaswani et al., 2017, section 3.5), then an MLP: (..., n) to (..., n, d)."""
+        """Sinusoids of t (Vaswani et al., 2017, 3.5), then an MLP: (..., n) to (..., n, d)."""
         dim = self.noise.units
         frequencies = 10_000.0 ** (-np.arange(0, dim, 2) / dim)
         angles = ops.cast(t, "float32")[..., None] * ops.cast(frequencies, "float32")
