@@ -155,6 +155,7 @@ def test_gradients_equal_differences_of_the_literal_algorithm(make):
         assert np.abs(gradient).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_a_training_step_under_xla_with_open_shapes(make, inputs):
     """In graph mode: see `fit` in models/test_conformance.py."""
     generator = make(num_blocks=1)

@@ -45,6 +45,7 @@ def candidates(schema, features, selection):
     }
 
 
+@pytest.mark.slow
 def test_fit_lowers_the_loss_with_xla_and_without(name, schema, make_requests):
     features = make_requests(batch=64)
     label = (features["item"] % 2).astype("f")
@@ -78,6 +79,7 @@ def test_padding_changes_nothing(name, schema, make_requests):
     np.testing.assert_allclose(model(features), model(padded), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_padded_candidates_count_for_nothing(name, schema, make_requests):
     features = make_requests(candidates=5)
     real = np.arange(5) < np.random.default_rng(0).integers(1, 6, (16, 1))
