@@ -75,6 +75,28 @@ def load_model(model_dir):
     return keras.models.load_model(path, compile=False)
 
 
+def load_run(model_dir, data_dir=None):
+    """The best checkpoint of a training run, and the data set that it was trained on.
+
+    Args:
+        model_dir: Of `python -m tfrec_diffusion.train`.
+        data_dir: Of prepared data sets; `None`: where the model was trained from.
+
+    Returns:
+        `RankingModel` and `RequestData`.
+
+    Raises:
+        FileNotFoundError: If there is no such run, or no such data set.
+        ValueError: If the data set means something else than what was trained on.
+    """
+    model = load_model(model_dir)
+    trained = json.loads((pathlib.Path(model_dir) / FLAGS_FILE).read_text())
+    directory = find_prepared(data_dir or trained["data_dir"], trained["dataset"])
+    data = RequestData(directory, model.schema.history_length)
+    check_same_data(Schema.load(model_dir), data.schema)
+    return model, data
+
+
 def check_same_data(of_model, of_data):
     """Checks that a data set's requests mean what they meant in training.
 
@@ -93,11 +115,7 @@ def check_same_data(of_model, of_data):
 
 
 def main(values):
-    model = load_model(values.model_dir)
-    trained = json.loads((pathlib.Path(values.model_dir) / FLAGS_FILE).read_text())
-    directory = find_prepared(values.data_dir or trained["data_dir"], trained["dataset"])
-    data = RequestData(directory, model.schema.history_length)
-    check_same_data(Schema.load(values.model_dir), data.schema)
+    model, data = load_run(values.model_dir, values.data_dir)
     result = evaluate(model, data, values.split, values.batch_size)
     print(describe(values.split, result, data.best_reachable(values.split)))
 

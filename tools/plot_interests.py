@@ -17,7 +17,6 @@ the score against the target alone. It searches the same trained embeddings, so 
 compares two ways to select and not two trainings.
 """
 
-import json
 import pathlib
 
 import keras
@@ -29,12 +28,10 @@ from keras import ops
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
-from tfrec_diffusion.evaluate import FLAGS_FILE, check_same_data, load_model
-from tfrec_diffusion.input_pipeline import RequestData, find_prepared
+from tfrec_diffusion.evaluate import load_run
 from tfrec_diffusion.layers.multi_interest import MultiInterestExtractor
 from tfrec_diffusion.layers.routing import TopRouting
 from tfrec_diffusion.models import DiffuMIN
-from tfrec_diffusion.schema import Schema
 
 MODEL_DIR = flags.DEFINE_string("model_dir", None, "of a trained DiffuMIN", required=True)
 DATA_DIR = flags.DEFINE_string("data_dir", None, "default: where the model was trained from")
@@ -52,18 +49,6 @@ _STYLES = {  # of `scatter`, by kind, the lowest first
     "aggregated": {"label": "aggregated interest r", "s": 260, "edgecolors": "white"},
     "augmented": {"label": "augmented interest r*", "s": 60, "edgecolors": "black"},
 }
-
-
-def load():
-    """The model, and the data that it was trained on."""
-    model = load_model(MODEL_DIR.value)
-    if not isinstance(model, DiffuMIN):
-        raise ValueError(f"--model_dir must hold a DiffuMIN. Received: {type(model).__name__}")
-    trained = json.loads((pathlib.Path(MODEL_DIR.value) / FLAGS_FILE).read_text())
-    directory = find_prepared(DATA_DIR.value or trained["data_dir"], trained["dataset"])
-    data = RequestData(directory, model.schema.history_length)
-    check_same_data(Schema.load(MODEL_DIR.value), data.schema)
-    return model, data
 
 
 def longest_clicked(data, split, count):
@@ -223,7 +208,9 @@ def draw(axes, table, num_channels):
 
 
 def main(_):
-    model, data = load()
+    model, data = load_run(MODEL_DIR.value, DATA_DIR.value)
+    if not isinstance(model, DiffuMIN):
+        raise ValueError(f"--model_dir must hold a DiffuMIN. Received: {type(model).__name__}")
     numbers = [int(n) for n in USERS.value or longest_clicked(data, SPLIT.value, COUNT.value)]
     num_channels = model.get_layer("diffumin.channels").output.shape[2]
     figure = Figure(figsize=(6.2 * len(numbers), 8.5), layout="constrained")

@@ -16,15 +16,11 @@ VARIANTS = {
 
 
 @pytest.fixture
-def make():
+def make(randomize):
     def make(dim=DIM, **arguments):
         denoiser = GuidedDenoiser(**arguments)
         denoiser.build(dim)
-        rng = np.random.default_rng(1)
-        for weight in denoiser.trainable_weights:
-            center = float(weight.path.endswith("gamma"))
-            weight.assign(center + rng.normal(size=weight.shape, scale=0.3))
-        return denoiser
+        return randomize(denoiser)
 
     return make
 

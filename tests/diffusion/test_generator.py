@@ -33,15 +33,11 @@ SAMPLERS = {
 
 
 @pytest.fixture
-def make():
+def make(randomize):
     def make(num_steps=STEPS, dim=DIM, **arguments):
         generator = DiffusionGenerator(num_steps, **arguments)
         generator.build((None, None, CHANNELS, dim))
-        rng = np.random.default_rng(1)
-        for weight in generator.trainable_weights:
-            center = float(weight.path.endswith("gamma"))
-            weight.assign(center + rng.normal(size=weight.shape, scale=0.3))
-        return generator
+        return randomize(generator)
 
     return make
 

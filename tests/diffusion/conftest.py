@@ -1,0 +1,18 @@
+"""What the tests of the diffusion room share."""
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def randomize():
+    """Gives a built layer weights that are all away from their initial values."""
+
+    def randomize(layer):
+        rng = np.random.default_rng(1)
+        for weight in layer.trainable_weights:
+            center = float(weight.path.endswith("gamma"))
+            weight.assign(center + rng.normal(size=weight.shape, scale=0.3))
+        return layer
+
+    return randomize
