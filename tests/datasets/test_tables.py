@@ -1,5 +1,6 @@
-import _thread
 import gzip
+import os
+import signal
 import threading
 
 import duckdb
@@ -98,7 +99,7 @@ def test_parquet_types(database, tmp_path):
 def test_errors_of_the_database_are_pythons_own(database):
     with pytest.raises(ValueError, match="^Conversion Error.*abc"):
         database.execute("SELECT 'abc'::BIGINT\n")
-    timer = threading.Timer(0.3, _thread.interrupt_main)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         database.execute(

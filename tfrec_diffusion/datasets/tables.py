@@ -1,5 +1,6 @@
 """Raw tables, read, joined and sorted by DuckDB on disk, so that they may be larger than memory."""
 
+import concurrent.futures
 import contextlib
 import csv
 import fnmatch
@@ -120,9 +121,11 @@ class Database:
         )
         # It would stand between TFDS's bars.
         self._connection.execute("SET enable_progress_bar = false")
+        self._worker = concurrent.futures.ThreadPoolExecutor(1)
         return self
 
     def __exit__(self, *_):
+        self._worker.shutdown()
         self._connection.close()
         shutil.rmtree(self._directory)
 
@@ -134,8 +137,7 @@ class Database:
             OSError: If DuckDB cannot; for instance the disk is full or a file is cut off.
             ValueError: If the statement does not fit the data.
         """
-        with _clear_errors():
-            return self._connection.execute(sql).fetchall()
+        return self._run(self._connection, lambda: self._connection.execute(sql).fetchall())
 
     def chunks(self, sql):
         """Streams the result of a query without NULLs, as dicts of arrays by column.
@@ -143,14 +145,17 @@ class Database:
         Integers come as int64, floats as float32, text as str objects; rows in the order of the
         query's ORDER BY, or of the one table that it reads.
         """
-        with _clear_errors():
-            cursor = self._connection.cursor().execute(sql)
-            while not (frame := cursor.fetch_df_chunk(_VECTORS_PER_CHUNK)).empty:
-                # pandas has a text type of its own.
-                yield {
-                    name: column.to_numpy(object if column.dtype == "str" else column.dtype)
-                    for name, column in frame.items()
-                }
+        cursor = self._connection.cursor()
+        self._run(cursor, lambda: cursor.execute(sql))
+        while True:
+            frame = self._run(cursor, lambda: cursor.fetch_df_chunk(_VECTORS_PER_CHUNK))
+            if frame.empty:
+                return
+            # pandas has a text type of its own.
+            yield {
+                name: column.to_numpy(object if column.dtype == "str" else column.dtype)
+                for name, column in frame.items()
+            }
 
     def columns(self, sql):
         """The whole result of `chunks`, for what is small enough."""
@@ -205,6 +210,19 @@ class Database:
         )
         ((rows,),) = self.execute(f"DELETE FROM {quoted(table)} WHERE {condition}")
         self._report.drop(table, reason, rows, [row for (row,) in first])
+
+    def _run(self, connection, work):
+        # DuckDB looks for Ctrl-C only where the calling thread has a part of the query to do: one
+        # that other threads do would go on to its end.
+        with _clear_errors():
+            task = self._worker.submit(work)
+            try:
+                return task.result()
+            except KeyboardInterrupt:
+                while not task.done():
+                    connection.interrupt()
+                    concurrent.futures.wait([task], timeout=0.1)
+                raise
 
     def _read_numbers(self, table, name, kind):
         """Turns a column of text into one of numbers."""
@@ -305,11 +323,6 @@ def _clear_errors():
         raise OSError(_first_line(error)) from error
     except duckdb.Error as error:
         raise ValueError(_first_line(error)) from error
-    except RuntimeError as error:
-        # So DuckDB says that Ctrl-C stopped it.
-        if str(error) == "Query interrupted":
-            raise KeyboardInterrupt from error
-        raise
 
 
 def _first_line(error):
