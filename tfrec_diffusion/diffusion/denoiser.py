@@ -70,10 +70,10 @@ class DenoiserBlock(keras.layers.Layer):
             As `tokens`.
         """
         attended = apply(self.out, self._attend(query, key_value))
-        tokens = self.attention_norm(tokens + attended)
+        tokens = _normalize(self.attention_norm, tokens + attended, guide)
         if self.channel_guidance:
-            tokens = self.guide_norm(tokens + guide)
-        return self.ffn_norm(tokens + apply(self.ffn_out, apply(self.ffn_in, tokens)))
+            tokens = _normalize(self.guide_norm, tokens)
+        return _normalize(self.ffn_norm, tokens + apply(self.ffn_out, apply(self.ffn_in, tokens)))
 
     def _attend(self, query, key_value):
         # The problems of a row share one product, and a mask keeps them apart: a product of a few
@@ -223,6 +223,21 @@ class GuidedDenoiser(keras.layers.Layer):
 
 def _with_noised_first(noised, others):
     return ops.concatenate([noised, others], axis=2)
+
+
+def _normalize(norm, tokens, guide=None):
+    """`norm` of the tokens, plus the guide."""
+    centered = tokens - _mean(tokens)
+    scale = ops.rsqrt(_mean(ops.square(centered)) + norm.epsilon)
+    shift = norm.beta if guide is None else norm.beta + guide
+    return centered * scale * norm.gamma + shift
+
+
+def _mean(inputs):
+    # A sum along rows as short as these costs more than a product.
+    dim = inputs.shape[-1]
+    means = ops.matmul(ops.reshape(inputs, (-1, dim)), ops.full((dim, 1), 1 / dim, inputs.dtype))
+    return ops.reshape(means, (*ops.shape(inputs)[:-1], 1))
 
 
 def apply(dense, inputs):
