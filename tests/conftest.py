@@ -18,7 +18,7 @@ def _seed():
 
 @pytest.fixture
 def schema():
-    """User and hour beside item and category, the latter two in histories of up to 12."""
+    """User and hour beside item and category, the latter two in histories of up to 12 with gaps."""
     return Schema(
         name="small",
         features=[
@@ -30,13 +30,15 @@ def schema():
             Feature("history_item", "history", "item"),
             Feature("history_category", "history", "category"),
             Feature("history_hour", "history", "hour"),
+            Feature("history_gap", "behavior", "gap"),
         ],
         tables=[
             Table("user", "hash", "string", rows=50, dim=4),
             Table("hour", "vocabulary", "int64", rows=26, dim=2),
-            Table("item", "vocabulary", "int64", rows=40, dim=8),
+            Table("item", "vocabulary", "int64", rows=40, dim=8, tiers=(9,)),
             Table("category", "vocabulary", "string", rows=10, dim=4),
             Table("price", "boundaries", "float32", rows=5, dim=2, boundaries=(1.0, 2.0)),
+            Table("gap", "boundaries", "float32", rows=4, boundaries=(30.0,)),
         ],
         history_length=12,
     )
@@ -49,13 +51,16 @@ def make_requests(schema):
     def make(batch=16, candidates=3, length=12, seed=0):
         rng = np.random.default_rng(seed)
         used = np.arange(length) < rng.integers(0, length + 1, (batch, 1))
+        of_behaviors = schema.group("history", "behavior")
         features = {}
         for feature in schema.features:
-            shape = {"candidate": (batch, candidates), "history": (batch, length)}.get(
-                feature.group, (batch,)
-            )
+            shape = (batch,)
+            if feature.group == "candidate":
+                shape = (batch, candidates)
+            elif feature in of_behaviors:
+                shape = (batch, length)
             rows = rng.integers(1, schema.table(feature.table).rows, shape, dtype=np.int32)
-            features[feature.name] = rows * used if feature.group == "history" else rows
+            features[feature.name] = rows * used if feature in of_behaviors else rows
         return features
 
     return make

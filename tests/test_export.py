@@ -3,6 +3,7 @@ import shutil
 import struct
 import subprocess
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,6 +12,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tfrec_diffusion import models
 from tfrec_diffusion.export import export
 from tfrec_diffusion.losses import LogLoss
+from tfrec_diffusion.models.base import RankingModel
 from tfrec_diffusion.optimizers import LazyAdam
 
 ITEMS = np.arange(100, 138)
@@ -44,6 +46,7 @@ def raw():
             [["category 7", "x", "category 1"], ["", "", ""], ["x", "", ""]]
         ),
         "history_hour": np.array([[1, 2, 3], [-1, -1, -1], [0, -1, -1]]),
+        "history_gap": np.array([[np.nan, 29.5, 30], [np.nan] * 3, [np.nan] * 3], "f"),
     }
 
 
@@ -56,6 +59,7 @@ ROWS = {
     "history_item": [[2, 1, 22], [0, 0, 0], [13, 0, 0]],
     "history_category": [[9, 1, 3], [0, 0, 0], [1, 0, 0]],
     "history_hour": [[3, 4, 5], [0, 0, 0], [2, 0, 0]],
+    "history_gap": [[0, 2, 3], [0, 0, 0], [0, 0, 0]],
 }
 
 
@@ -101,6 +105,29 @@ def test_examples_give_the_models_scores(model, model_dir, raw):
     )
     nothing = served(examples=tf.constant([b""]))["click_probability"]
     assert nothing.shape == (1, 0)
+
+
+def test_a_model_gets_what_is_known_of_each_behavior(model_dir, schema, raw):
+    """One whose log-odds are the sum of the rows of the gaps."""
+
+    def score(embedded):
+        rows = keras.ops.cast(embedded["features"]["history_gap"], "float32")
+        sums = keras.ops.sum(rows, axis=-1)[:, None, None]
+        return sums + keras.ops.zeros_like(embedded["candidate"][..., :1])
+
+    model = RankingModel(schema, score, embedding_dim=None, embedding_stddev=0.01)
+    served = tf.saved_model.load(str(export(model, model_dir, model_dir / "export"))).signatures
+
+    def first(scores):
+        return scores["click_probability"].numpy()[:, 0].tolist()
+
+    gaps, nothing = pytest.approx(1 / (1 + np.exp(-5))), 0.5
+    named = served["serving_default"](**{name: tf.constant(value) for name, value in raw.items()})
+    assert first(named) == [gaps, nothing, nothing]
+    silent = {name: value for name, value in raw.items() if name != "history_gap"}
+    examples = [as_example(raw, 0), as_example(silent, 0), as_example(raw, 1)]
+    assert first(served["examples"](examples=tf.constant(examples))) == [gaps, nothing, nothing]
+    assert first(served["examples"](examples=tf.constant(examples[1:]))) == [nothing, nothing]
 
 
 def test_a_hundred_candidates_equal_one_at_a_time(model, model_dir, raw):

@@ -7,13 +7,14 @@ from tfrec_diffusion.schema import Feature, Schema, Table
 
 
 class Numbered(RequestBuilder):
-    """Request i asks user i for i % 3 + 1 candidates after i % 6 behaviors."""
+    """Request i asks user i for i % 3 + 1 candidates after i % 6 behaviors with growing gaps."""
 
     VERSION = "1.0.0"
     features = (
         Feature("user", "user", "user"),
         Feature("item", "candidate", "item"),
         Feature("history_item", "history", "item"),
+        Feature("history_gap", "behavior", "gap"),
     )
 
     def __init__(self, *, data_dir, history_length=5):
@@ -21,7 +22,11 @@ class Numbered(RequestBuilder):
         super().__init__(raw_dir=data_dir, data_dir=data_dir)
 
     def convert(self):
-        tables = [Table("user", "hash", "int64", 1000), Table("item", "hash", "int64", 100)]
+        tables = [
+            Table("user", "hash", "int64", 1000),
+            Table("item", "hash", "int64", 100),
+            Table("gap", "boundaries", "float32", 12, boundaries=range(9)),
+        ]
         schema = Schema("numbered", self.features, tables, self.history_length)
         return schema, {}, {"train": self.requests(100), "test": self.requests(7)}
 
@@ -35,6 +40,7 @@ class Numbered(RequestBuilder):
                     "user": i,
                     "item": candidates + 2,
                     "history_item": behaviors + 10,
+                    "history_gap": behaviors * 2,
                     "label": candidates == 0,
                     "group_id": i * 1000,
                 },
@@ -64,20 +70,29 @@ def test_a_batch_holds_padded_requests(directory):
         [10, 0, 0, 0, 0],
         [10, 11, 12, 13, 14],
     ]
+    assert features["history_gap"].numpy()[order][[0, 1, 5]].tolist() == [
+        [0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0],
+        [0, 2, 4, 6, 8],
+    ]
     assert label[order][:2].tolist() == [[1, 0, 0], [1, 0, 0]]
     assert weight[order][:3].tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     assert group_id[order].tolist() == [i * 1000 for i in range(7)]
-    assert features["item"].dtype == "int32" and label.dtype == weight.dtype == np.float32
+    assert (
+        features["item"].dtype == features["history_gap"].dtype == "int32"
+        and label.dtype == weight.dtype == np.float32
+    )
 
 
 def test_a_shorter_history_keeps_the_newest(directory):
     data = RequestData(directory, history_length=2)
     assert data.schema.history_length == 2
     (batch,) = data.batches("test", batch_size=10)
-    newest = dict(
-        zip(batch[0]["user"].numpy(), batch[0]["history_item"].numpy().tolist(), strict=True)
-    )
-    assert newest[0] == [0, 0] and newest[1] == [10, 0] and newest[5] == [13, 14]
+    features = {name: value.numpy().tolist() for name, value in batch[0].items()}
+    items = dict(zip(features["user"], features["history_item"], strict=True))
+    assert items[0] == [0, 0] and items[1] == [10, 0] and items[5] == [13, 14]
+    gaps = dict(zip(features["user"], features["history_gap"], strict=True))
+    assert gaps[0] == [0, 0] and gaps[2] == [0, 2] and gaps[5] == [6, 8]
 
 
 def test_an_epoch_is_a_permutation_of_its_own(directory):

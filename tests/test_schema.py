@@ -11,6 +11,7 @@ def test_json_round_trip(schema, tmp_path):
     schema.save(tmp_path)
     loaded = Schema.load(tmp_path)
     assert loaded == schema
+    assert loaded.table("item").tiers == (9,)
     assert loaded.vocabulary_path(loaded.table("item")) == str(
         tmp_path / "vocabularies" / "item.txt"
     )
@@ -21,10 +22,19 @@ def test_everything_is_derived_from_the_features(schema):
     signature = schema.serving_signature()
     assert list(inputs) == list(signature) == [f.name for f in schema.features]
     assert inputs["user"].shape == (None,) and inputs["history_item"].shape == (None, None)
+    assert inputs["history_gap"].shape == (None, None) and inputs["history_gap"].dtype == "int32"
     assert signature["user"].dtype == tf.string and signature["item"].dtype == tf.int64
-    assert signature["price"].dtype == tf.float32
+    assert signature["price"].dtype == signature["history_gap"].dtype == tf.float32
     assert set(schema.record_spec()) == {*inputs, "label", "group_id"}
+    assert schema.record_spec()["history_gap"] == schema.record_spec()["history_item"]
     assert set(schema.serving_spec()) == set(inputs)  # labels are never asked for at serving
+    assert schema.serving_spec()["history_gap"] == tf.io.RaggedFeature(tf.float32)
+
+
+def test_what_is_known_of_behaviors_alone_is_not_embedded(schema):
+    (gap,) = schema.group("behavior")
+    assert gap.name == "history_gap"
+    assert schema.embedded_features == tuple(f for f in schema.features if f != gap)
 
 
 def test_history_features_are_tied_to_what_they_are_compared_with(schema):
@@ -48,6 +58,17 @@ def test_with_dim_changes_every_table(schema):
             "which no candidate or context feature shares",
         ),
         ({"tables": [Table("item", "hash", "int64", 5)] * 2}, "unique names"),
+        (
+            {
+                "features": [
+                    Feature("i", "candidate", "item"),
+                    Feature("h", "history", "item"),
+                    Feature("c", "user", "category"),
+                    Feature("b", "behavior", "category"),
+                ]
+            },
+            "behavior feature 'b' must have a table of its own. Received: 'category'",
+        ),
     ],
 )
 def test_wrong_schemas_are_refused(schema, change, message):
@@ -69,6 +90,27 @@ def test_wrong_schemas_are_refused(schema, change, message):
 def test_wrong_tables_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Table(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tiers", "message"),
+    [
+        (
+            "hash",
+            (3,),
+            r"`tiers` are for a vocabulary. Received: \(3,\) \(table 'item', kind 'hash'",
+        ),
+        ("vocabulary", (4, 3), r"`tiers` must be rows from 2 on, none below the one before it"),
+        ("vocabulary", (1,), r"Received: \(1,\) \(table 'item'\)"),
+    ],
+)
+def test_wrong_tiers_are_refused(kind, tiers, message):
+    with pytest.raises(ValueError, match=message):
+        Table("item", kind, "int64", 5, tiers=tiers)
+
+
+def test_one_value_may_fill_two_tiers():
+    assert Table("item", "vocabulary", "int64", 5, tiers=[3, 3]).tiers == (3, 3)
 
 
 def test_wrong_features_are_refused():
@@ -93,6 +135,9 @@ def test_digest_tells_rows_of_another_meaning(schema, tmp_path):
     schema = dataclasses.replace(schema, directory=str(tmp_path))
     digest = schema.digest()
     assert dataclasses.replace(schema, history_length=3).digest() == digest
+    item = dataclasses.replace(schema.table("item"), tiers=(10,))
+    tables = [item if table.name == "item" else table for table in schema.tables]
+    assert dataclasses.replace(schema, tables=tables).digest() != digest
     (tmp_path / "vocabularies" / "item.txt").write_text("2\n1\n")
     assert schema.digest() != digest
 

@@ -208,6 +208,15 @@ def test_the_readmes_notebook_works_as_it_stands(data_dir, tmp_path, monkeypatch
     assert isinstance(names["model"], models.get("din")) and (tmp_path / "din.keras").exists()
 
 
+@pytest.mark.parametrize(("more", "expected"), [((), None), (("--set=curriculum_steps=7",), 7)])
+def test_a_curriculum_is_as_long_as_the_training(data_dir, tmp_path, more, expected):
+    with patch.object(train, "finish", return_value=0) as finish:
+        run(*train_arguments(data_dir, tmp_path, "--model=hierdiffuse", *more))
+    (trained, epochs, _), _ = finish.call_args
+    expected = expected or epochs * trained.steps_per_epoch
+    assert trained.model.curriculum_steps == expected
+
+
 def test_a_finished_run_is_not_trained_again(data_dir, uninterrupted):
     code, stdout, _ = run(*train_arguments(data_dir, uninterrupted))
     assert code == 0

@@ -44,12 +44,14 @@ def export(model, vocabulary_directory, export_dir):
         return {OUTPUT: tf.where(real, model(rows, training=False), 0.0)}
 
     def score_examples(examples):
-        raw = {}
-        for name, value in tf.io.parse_example(examples, schema.serving_spec()).items():
-            if isinstance(value, tf.RaggedTensor):
-                feature = next(f for f in schema.features if f.name == name)
-                value = value.to_tensor(schema.table(feature.table).missing)
-            raw[name] = value
+        raw = tf.io.parse_example(examples, schema.serving_spec())
+        candidates = raw[schema.candidate_key].bounding_shape(axis=1)
+        behaviors = raw[schema.history_key].bounding_shape(axis=1)
+        for feature in schema.group("candidate", "history", "behavior"):
+            # Also a list that no example has is as long as the others.
+            length = candidates if feature.group == "candidate" else behaviors
+            missing = schema.table(feature.table).missing
+            raw[feature.name] = raw[feature.name].to_tensor(missing, shape=(-1, length))
         return score(raw)
 
     archive = keras.export.ExportArchive()

@@ -173,7 +173,7 @@ class RequestData:
             value = parsed[feature.name]
             if feature.group == "candidate":
                 value = _decode(value, tf.int32, candidates)
-            elif feature.group == "history":
+            elif feature.group in ("history", "behavior"):
                 length = schema.history_length
                 value = _decode(_newest(value, length), tf.int32, length)
             features[feature.name] = tf.cast(value, tf.int32)

@@ -13,7 +13,7 @@ import re
 import keras
 import tensorflow as tf
 
-GROUPS = ("user", "context", "candidate", "history")
+GROUPS = ("user", "context", "candidate", "history", "behavior")
 PADDING, OUT_OF_VOCABULARY, FIRST_INDEX = 0, 1, 2
 LABEL, GROUP_ID = "label", "group_id"
 FILE_NAME = "schema.json"
@@ -45,6 +45,8 @@ class Table:
         rows: Number of rows, with row 0 (padding or missing) and row 1 (out of vocabulary).
         dim: Width of an embedding.
         boundaries: Increasing numbers, for `"boundaries"` only.
+        tiers: For vocabularies in the order of their popularity in training: the rows at which the
+            second, third, .. tier of popularity starts. Rows out of vocabulary are of the last.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Table:
     rows: int
     dim: int = 8
     boundaries: tuple[float, ...] = ()
+    tiers: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.kind not in _RAW_DTYPES:
@@ -72,6 +75,18 @@ class Table:
                 f"`dim` must be a positive integer. Received: {self.dim!r} (table {self.name!r})"
             )
         object.__setattr__(self, "boundaries", tuple(self.boundaries))
+        object.__setattr__(self, "tiers", tuple(self.tiers))
+        if self.tiers and self.kind != "vocabulary":
+            raise ValueError(
+                f"`tiers` are for a vocabulary. Received: {self.tiers} (table {self.name!r}, "
+                f"kind {self.kind!r})"
+            )
+        # Equal ones are right: a value may be so popular that it fills more than one tier.
+        if sorted((FIRST_INDEX, *self.tiers)) != [FIRST_INDEX, *self.tiers]:
+            raise ValueError(
+                f"`tiers` must be rows from {FIRST_INDEX} on, none below the one before it. "
+                f"Received: {self.tiers} (table {self.name!r})"
+            )
 
     @property
     def missing(self):
@@ -86,7 +101,8 @@ class Feature:
     Args:
         name: Unique name, the key in records, Keras inputs and serving requests.
         group: `"user"` or `"context"`, shape (batch,); `"candidate"`, (batch, candidates);
-            `"history"`, (batch, length), oldest first.
+            `"history"`, (batch, length), oldest first; `"behavior"`, of the same shape: what is
+            known of behaviors and of no candidate; not embedded, models take its rows by name.
         table: Name of its table. A history feature names the table of the candidate (or context)
             feature that it is compared with.
     """
@@ -146,6 +162,12 @@ class Schema:
                 raise ValueError(f"a schema needs at least one {group} feature")
         for feature in self.group("history"):
             self.target_of(feature)
+        for feature in self.group("behavior"):
+            if [f.table for f in self.features].count(feature.table) > 1:
+                raise ValueError(
+                    f"behavior feature {feature.name!r} must have a table of its own. "
+                    f"Received: {feature.table!r}, which another feature has too"
+                )
 
     def group(self, *groups):
         """The features of the given groups, in the schema's order."""
@@ -170,6 +192,11 @@ class Schema:
     def candidate_key(self):
         """Name of the feature that is 0 where a candidate is padding."""
         return self.group("candidate")[0].name
+
+    @property
+    def embedded_features(self):
+        """All features but those of the behaviors alone."""
+        return self.group("user", "context", "candidate", "history")
 
     @property
     def history_key(self):
@@ -241,6 +268,7 @@ class Schema:
         del config["directory"]
         for table in config["tables"]:
             table["boundaries"] = list(table["boundaries"])
+            table["tiers"] = list(table["tiers"])
         return {**config, "features": list(config["features"]), "tables": list(config["tables"])}
 
     @classmethod

@@ -1,5 +1,6 @@
 """`python -m tfrec_diffusion.train`: trains a model, resumes what was interrupted, measures it."""
 
+import inspect
 import json
 import math
 import os
@@ -228,6 +229,9 @@ def main(values):
     run_flags["data_dir"] = os.path.abspath(values.data_dir)
     settings = flags.settings(values.set, models.get(values.model))
     data = RequestData(find_data(values.dataset, values.data_dir), values.history_length)
+    if "curriculum_steps" in inspect.signature(models.get(values.model)).parameters:
+        steps = values.epochs * data.num_batches("train", values.batch_size)
+        settings.setdefault("curriculum_steps", steps)
     dtype = "mixed_bfloat16" if values.mixed_precision else "float32"
     keras.utils.set_random_seed(values.seed)
     model = models.create(values.model, schema=data.schema, dtype=dtype, **settings)

@@ -15,7 +15,6 @@ that what else the machine does meets all of them; medians, and ratios of them.
 """
 
 import itertools
-import statistics
 import time
 
 import keras
@@ -23,6 +22,7 @@ import numpy as np
 import random_requests
 import tensorflow as tf
 from absl import app, flags
+from timing import MODES, in_mode, inference, medians, print_table
 
 from tfrec_diffusion import models
 from tfrec_diffusion.diffusion.generator import DiffusionGenerator
@@ -30,35 +30,10 @@ from tfrec_diffusion.losses import LogLoss
 from tfrec_diffusion.optimizers import LazyAdam
 
 PARTS = flags.DEFINE_list("parts", ["a", "b", "c", "d", "e"], "what to measure")
-SECONDS = flags.DEFINE_float("seconds", 5, "to measure each number for")
-TURNS = flags.DEFINE_integer("turns", 10, "turns")
 PLOT = flags.DEFINE_string("plot", None, "PNG to draw part e to")
 
 _CHANNELS, _DIM, _BATCH = 4, 40, 256
-_MODES = ("XLA", "graph")
 _NO_GENERATOR = 0  # in place of a number of steps
-
-
-def medians(calls):
-    """Median milliseconds of each call of a dict, taken in turns."""
-    times = {key: [] for key in calls}
-    for call in calls.values():
-        call()  # traces and compiles
-    for _ in range(TURNS.value):
-        for key, call in calls.items():
-            call()
-            end = time.perf_counter() + SECONDS.value / TURNS.value
-            while not times[key] or time.perf_counter() < end:
-                start = time.perf_counter()
-                call()  # on a CPU it returns when it is done
-                times[key].append(1000 * (time.perf_counter() - start))
-    return {key: statistics.median(values) for key, values in times.items()}
-
-
-def print_table(title, columns, rows):
-    print(f"\n{title}\n\n| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
-    for name, cells in rows.items():
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def create(steps):
@@ -74,27 +49,10 @@ def requests(length, batch=_BATCH, candidates=1):
     return keras.tree.map_structure(tf.constant, made)
 
 
-def inference(model, features, mode):
-    """A call that scores `features`."""
-    if mode == "graph":
-        return in_mode(model, model.input, features, mode)
-    model.compile(jit_compile=True)
-    model.make_predict_function(force=True)
-    predict = model.predict_function
-    return lambda: predict([(features,)])
-
-
 def piece(model, inputs, outputs, features, mode):
     """A call of the part of a model between Keras tensors, on what it gets in the model."""
     values = keras.Model(model.input, inputs)(features)
     return in_mode(keras.Model(inputs, outputs), inputs, values, mode)
-
-
-def in_mode(function, inputs, values, mode):
-    """A call of a function of `values`, traced for the shapes of the Keras tensors `inputs`."""
-    spec = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), inputs)
-    traced = tf.function(lambda x: function(x), input_signature=[spec], jit_compile=mode == "XLA")
-    return lambda: traced(values)
 
 
 # === (a) Inference with and without generator ===
@@ -103,7 +61,7 @@ def in_mode(function, inputs, values, mode):
 def part_a(length=1500, all_steps=(20, 10, 5, 1)):
     variants = {steps: create(steps) for steps in (_NO_GENERATOR, *all_steps)}
     sizes = {"batch 256, N = 1": (256, 1), "batch 1, N = 1": (1, 1), "batch 1, N = 100": (1, 100)}
-    columns = list(itertools.product(sizes, _MODES))
+    columns = list(itertools.product(sizes, MODES))
     calls = {}
     for size, mode in columns:
         features, _ = requests(length, *sizes[size])
@@ -282,13 +240,13 @@ def part_d(length=5000):
 
     factors = keras.Model(model.input, [history, channels])(features)
     calls = {}
-    for mode in _MODES:
+    for mode in MODES:
         inputs = [history, target, history_mask]
         calls[mode, "extractor"] = piece(model, inputs, extractor.output, features, mode)
         calls[mode, "products"] = in_mode(two_products, [history, channels], factors, mode)
     ms = medians(calls)
     rows = {}
-    for mode in _MODES:
+    for mode in MODES:
         whole, products = ms[mode, "extractor"], ms[mode, "products"]
         rows[mode] = [f"{whole:.1f}", f"{products:.1f}", f"{whole / products:.2f}", "5"]
     title = f"(d) Extractor: length {length}, batch {_BATCH}, N = 1"
@@ -305,12 +263,12 @@ def part_e(lengths=(50, 200, 1000, 2000, 5000), all_steps=(5, 10, 20, 50), lengt
     features = {x: requests(x)[0] for x in (*lengths, length)}
     calls = {
         (mode, number, x): inference(variants[number], features[x], mode)
-        for mode in _MODES
+        for mode in MODES
         for number, x in settings
     }
     ms = medians(calls)
     by_length, by_steps = {}, {}
-    for mode in _MODES:
+    for mode in MODES:
         full, base = f"DiffuMIN, {mode}", f"no generator, {mode}"
         by_length[full] = [ms[mode, steps, x] for x in lengths]
         by_length[base] = [ms[mode, _NO_GENERATOR, x] for x in lengths]

@@ -31,7 +31,8 @@ def requests(schema, count, candidates=1, seed=0):
     rng = np.random.default_rng(seed)
     features = {}
     for feature in schema.features:
-        length = schema.history_length if feature.group == "history" else candidates
+        of_history = feature.group in ("history", "behavior")
+        length = schema.history_length if of_history else candidates
         rows = schema.table(feature.table).rows
         features[feature.name] = rng.integers(FIRST_INDEX, rows, (count, length), dtype=np.int32)
     return features, rng.integers(0, 2, (count, candidates)).astype(np.float32)

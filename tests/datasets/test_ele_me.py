@@ -47,7 +47,7 @@ def _prepare(tmp_path, days, **options):
     builder = ele_me.EleMe(raw_dir=raw_dir, data_dir=tmp_path / "data", **options)
     builder.write()
     schema = schema_lib.Schema.load(builder.data_dir)
-    report = json.loads((tmp_path / "data" / "ele_me" / "1.0.0" / "report.json").read_text())
+    report = json.loads((tmp_path / "data" / "ele_me" / "1.1.0" / "report.json").read_text())
     read = tfds.builder_from_directory(builder.data_dir)
     requests = {split: list(tfds.as_numpy(read.as_dataset(split))) for split in read.info.splits}
     return schema, report, requests
@@ -69,6 +69,7 @@ def test_history_is_ordered_by_age_whatever_the_raw_order(tmp_path):
     schema, _, requests = _prepare(tmp_path, days)
     (request,) = requests["test"]
     assert _items(schema, request) == ["pear", "plum", "apple"]
+    assert request["history_gap"].tolist() == [0, 3, 2]  # none, 75 minutes, 7.5 minutes
     assert [_raw(schema, "item_id", row) for row in request["item_id"]] == ["plum"]
 
 
@@ -77,7 +78,17 @@ def test_the_newest_behaviors_are_kept(tmp_path):
     days[1] = [_row(item=name) for name in ("apple", "pear", "plum")] * 2
     schema, _, requests = _prepare(tmp_path, days, history_length=2)
     assert schema.history_length == 2
-    assert _items(schema, requests["test"][0]) == ["pear", "plum"]
+    (request,) = requests["test"]
+    assert _items(schema, request) == ["pear", "plum"]
+    assert request["history_gap"].tolist() == [2, 2], "the gap to a behavior that is not kept"
+
+
+def test_gaps_are_within_a_row_and_between_behaviors_that_count(tmp_path):
+    days = {8: [_row(history="apple;;apple;apple", ages="3000;2000;1200;1200")] * 2}
+    schema, _, requests = _prepare(tmp_path, days)
+    assert schema.table("gap").boundaries == (30.0,)
+    for request in requests["test"]:
+        assert request["history_gap"].tolist() == [0, 3, 2]  # none, 30 minutes, 0 minutes
 
 
 def test_behaviors_not_before_the_impression_or_without_item_are_dropped(tmp_path):
@@ -102,6 +113,9 @@ def test_vocabularies_hold_what_days_1_to_6_have_often_enough(tmp_path):
     # apple: D1 and D6, and once on each of days 2 to 5; pear: as a candidate and as a behavior.
     path = pathlib.Path(schema.vocabulary_path(schema.table("item_id")))
     assert path.read_text() == "apple\npear\n"
+    # apple is six of the nine items seen.
+    assert schema.table("item_id").tiers == (3,)
+    assert schema.table("shop_id").tiers == ()
     for request in requests["test"]:
         np.testing.assert_array_equal(request["item_id"], [schema_lib.OUT_OF_VOCABULARY])
         np.testing.assert_array_equal(request["category_1_id"], [schema_lib.OUT_OF_VOCABULARY])
@@ -223,7 +237,7 @@ def test_a_missing_day_is_named(tmp_path):
     builder = ele_me.EleMe(raw_dir=tmp_path, data_dir=tmp_path / "data")
     with pytest.raises(FileNotFoundError, match=r"no file of day 7: expected D7_0\.csv"):
         builder.write()
-    assert not (tmp_path / "data" / "ele_me" / "1.0.0").exists()
+    assert not (tmp_path / "data" / "ele_me" / "1.1.0").exists()
 
 
 @pytest.mark.parametrize("options", [{"history_length": 0}, {"min_count": True}])

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -46,6 +47,8 @@ SPEC = {
         "history_shop": {"group": "history", "column": "shop", "table": "shop"},
     },
 }
+
+GAP = {"group": "behavior", "column": "minutes_since_previous", "table": "gap"}
 
 # Unsorted. Training ends at 100 s, validation at 200 s.
 IMPRESSIONS = """\
@@ -116,13 +119,18 @@ def changed(**values):
     return spec
 
 
+def with_gaps(*boundaries, **values):
+    table = {"kind": "boundaries", "dtype": "float32", "boundaries": boundaries}
+    return changed(features__gap=GAP, tables__gap=table, **values)
+
+
 def by_label(requests, *names):
     return sorted((r["label"], *(r[name] for name in names)) for r in requests)
 
 
 def test_worked_out_by_hand(prepared, read_requests):
     directory = prepared()
-    assert directory.parts[-3:] == ("logs", "shop", "1.0.0")
+    assert directory.parts[-3:] == ("logs", "shop", "1.1.0")
     # ann at 30 s: the behaviors at 10 and 29.999 s, not those at 30 s nor the watch. Shop z was
     # seen once in training; item 4 has no shop. At 50 s: 2 before 5, as in the file.
     # Item 6 was bought when training ended, so that it is unknown.
@@ -169,6 +177,53 @@ def test_history_keeps_the_newest(prepared, read_requests):
     directory = prepared(history_length=2)
     requests = read_requests(directory, "train")
     assert by_label(requests, "history_item")[2] == ([1.0], [2, 5])
+
+
+def test_gaps_of_behaviors(prepared, read_requests):
+    # ann's behaviors but the watch: at 10, 29.999, 30, 30 and 100 s. In rows: none, 0.333 minutes,
+    # 0.00002, 0 and 1.167.
+    spec = with_gaps(0, 0.00001, 0.325, 1)
+    rows = [0, 5, 4, 3, 6]
+    directory = prepared(spec)
+    (validation,) = read_requests(directory, "validation")
+    assert (validation["history_item"], validation["gap"]) == ([1, 4, 2, 5, "?"], rows)
+    train = read_requests(directory, "train")
+    assert by_label(train, "gap") == [([0.0], []), ([0.0], rows[:2]), ([1.0], rows[:4])]
+    (test,) = read_requests(directory, "test")
+    assert test["gap"] == [0]
+    # A behavior that the history has no room for is a previous one nevertheless.
+    (validation,) = read_requests(prepared(spec, history_length=2), "validation")
+    assert (validation["history_item"], validation["gap"]) == ([5, "?"], rows[-2:])
+    assert schema_lib.Schema.load(directory).table("gap").boundaries == tuple(
+        np.float32([0, 0.00001, 0.325, 1]).tolist()
+    )
+
+
+def test_gaps_of_timestamps(prepared, digests, tmp_path):
+    frame = pd.read_csv(io.StringIO(BEHAVIORS)).astype({"item": "Int64"})
+    frame["ms"] = pd.to_datetime(frame["ms"], unit="ms")
+    frame.to_parquet(tmp_path / "behaviors.parquet")
+    spec = with_gaps(0.00001, 0.325, 1)
+    of_file = with_gaps(0.00001, 0.325, 1, behaviors__files="behaviors.parquet")
+    files = {"behaviors.parquet": (tmp_path / "behaviors.parquet").read_bytes()}
+    one, other = digests(prepared(spec)), digests(prepared(of_file, files))
+    assert one.pop("report.json") != other.pop("report.json")
+    assert one == other
+
+
+def test_gaps_of_the_logs_own(prepared, read_requests):
+    lines = [f"{line},{gap}" for gap, line in enumerate(BEHAVIORS.splitlines())]
+    lines[0] = "user,item,event,ms,minutes_since_previous"
+    directory = prepared(with_gaps(*range(10)), {"behaviors.csv": "\n".join(lines)})
+    (validation,) = read_requests(directory, "validation")
+    assert validation["gap"] == [2 + line + 1 for line in (2, 4, 1, 5, 7)]
+
+
+def test_tiers_of_popularity(prepared):
+    schema = schema_lib.Schema.load(prepared(changed(tables__item__tiers=2)))
+    # Training sees item 1 twice, and 2, 4, 5, 7, 8, 9 once: 1, 2 and 4 are half of it.
+    assert schema.table("item").tiers == (5,)
+    assert schema.table("shop").tiers == ()
 
 
 def test_unusable_rows_are_counted(prepared):
@@ -300,6 +355,17 @@ def test_time_zone(prepared):
         (changed(tables__shop__min_count=0), "'tables.shop.min_count' must be a positive"),
         (changed(tables__user__buckets=0), "'tables.user.buckets' must be at least 1. It is: 0"),
         (changed(tables__age__buckets=1), "'tables.age.buckets' must be at least 2"),
+        (changed(tables__item__tiers=0), "'tables.item.tiers' must be a positive integer"),
+        (changed(tables__user__tiers=2), "and 1 unless the kind is 'vocabulary'. It is: 2"),
+        (changed(tables__item__boundaries=[1]), "'tables.item.boundaries' must stand in a table"),
+        (changed(tables__age__boundaries=[1]), "'boundaries', in the place of 'buckets'"),
+        (with_gaps(30, 30), r"`boundaries` must be increasing numbers. Received: \[30, 30\]"),
+        (with_gaps("30"), r"'tables.gap.boundaries\[0\]' must be a number. It is: '30'"),
+        (
+            changed(features__gap=GAP, tables__gap={"kind": "vocabulary", "dtype": "int64"}),
+            "'tables.gap.dtype' must be 'float32' for 'minutes_since_previous'. It is: 'int64'",
+        ),
+        (changed(features__gap={**GAP, "table": "item"}), "must have a table of its own"),
         (changed(tables__shop__kind="list"), "`kind` must be one of .* Received: 'list'"),
         (changed(tables__shop__dtype="float32"), "`dtype` of a vocabulary table must be one of"),
         (changed(features__shop__group="item"), "`group` must be one of .* Received: 'item'"),
@@ -403,11 +469,15 @@ def test_real_sample(samples, tmp_path, read_requests):
     def known(table, value):
         return int(value) if value in seen[table] else "?"
 
+    minute = 60 * 1000
     expected = collections.Counter()
     for row in impressions:
         time = int(row["time_ms"])
-        if time >= train_until + 2 * 24 * 60 * 60 * 1000:
-            past = [b for b in histories[row["user_id"]] if b[0] < time][-100:]
+        if time >= train_until + 2 * 24 * 60 * minute:
+            past = [b for b in histories[row["user_id"]] if b[0] < time]
+            starts = [later - earlier >= 30 * minute for (earlier, _), (later, _) in pairwise(past)]
+            gaps = tuple([0, *(3 if start else 2 for start in starts)][: len(past)][-100:])
+            past = past[-100:]
             videos = tuple(known("video", video) for _, video in past)
             past_tags = tuple(tags[video] or None for _, video in past)
             expected[
@@ -418,6 +488,7 @@ def test_real_sample(samples, tmp_path, read_requests):
                 int(row["hour"]),
                 videos,
                 past_tags,
+                gaps,
             ] += 1
     found = collections.Counter(
         (
@@ -428,6 +499,7 @@ def test_real_sample(samples, tmp_path, read_requests):
             r["hour"],
             tuple(r["history_video"]),
             tuple(r["history_tag"]),
+            tuple(r["history_gap"]),
         )
         for r in read_requests(directory, "test")
     )

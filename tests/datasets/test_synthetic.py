@@ -214,11 +214,13 @@ def test_prepare(tmp_path):
     read = tfds.builder_from_directory(builder.data_dir)
     lengths = [len(r["item_id_list"]) for r in tfds.as_numpy(read.as_dataset("train"))]
     assert max(lengths) == _SMALL["history_length"]
+    gaps = [set(r["history_gap"].tolist()) for r in tfds.as_numpy(read.as_dataset("train"))]
+    assert set.union(*gaps) == {0, 2, 3}
     assert (tmp_path / "synthetic" / "raw" / "D8_0.csv").exists()
 
 
 def test_same_options_give_the_same_records(tmp_path):
     for name in ("one", "other"):
         synthetic.Synthetic(data_dir=tmp_path / name, **_SMALL).write()
-    one, other = (_digests(tmp_path / name / "synthetic" / "1.0.0") for name in ("one", "other"))
+    one, other = (_digests(tmp_path / name / "synthetic" / "1.1.0") for name in ("one", "other"))
     assert one == other

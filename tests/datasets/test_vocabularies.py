@@ -17,6 +17,28 @@ def test_vocabulary_is_ordered_by_count_then_value():
     assert vocabulary.table().rows == 5
 
 
+@pytest.mark.parametrize(
+    ("tiers", "starts"),
+    [
+        (1, ()),
+        # 5 and 3 of 12 are seen by the first two: they reach a half, and the first a third.
+        (2, (4,)),
+        (3, (3, 4)),
+    ],
+)
+def test_tiers_of_popularity_share_what_training_sees(tiers, starts):
+    vocabulary = Vocabulary.from_counts("x", "int64", [7, 8, 9, 6], [1, 5, 3, 3], tiers=tiers)
+    assert vocabulary.values.tolist() == [8, 6, 9, 7]
+    assert vocabulary.tiers == vocabulary.table().tiers == starts
+
+
+def test_what_gets_no_row_is_of_the_last_tier():
+    # A half of all 12 is what 4, 1 and 1 hold together; of the kept 6 it would be what 4 holds.
+    values, counts = [1, 2, 3, -1], [4, 1, 1, 6]
+    assert Vocabulary.from_counts("x", "int64", values, counts, tiers=2).tiers == (5,)
+    assert Vocabulary.from_counts("x", "int64", values[:3], counts[:3], tiers=2).tiers == (3,)
+
+
 def test_text_keeps_its_spelling(tmp_path):
     values = ["b ", "a", "É", "02", "2", " "]
     vocabulary = Vocabulary.from_counts("x", "string", values, [1] * 6)

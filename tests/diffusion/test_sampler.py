@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec_diffusion.diffusion.sampler import consecutive, ddim, ddpm, sample, strided
+from tfrec_diffusion.diffusion.sampler import (
+    consecutive,
+    consistency,
+    ddim,
+    ddpm,
+    sample,
+    strided,
+)
 from tfrec_diffusion.diffusion.schedule import Schedule
 
 SCHEDULE = Schedule.linear()
@@ -131,6 +138,31 @@ def test_ddim_predicts_x_0_and_adds_the_same_noise_again(chain):
     assert (chain.deviation == 0).all()
 
 
+@each_chain
+@pytest.mark.parametrize("make", [Schedule.linear, Schedule.cosine])
+def test_a_chain_of_estimates_of_x_0_is_that_of_their_noise(chain, make):
+    schedule, x, x_0 = make(), 1.7, -0.6
+    make_chain = ddim if (chain.deviation == 0).all() else ddpm
+    chain = make_chain(schedule, chain.timesteps)
+    alpha_bar = schedule.alpha_bars[chain.timesteps]
+    epsilon = (x - np.sqrt(alpha_bar) * x_0) / np.sqrt(1 - alpha_bar)
+    other = chain.predicting_x0(schedule)
+    actual, expected = other.signal * x + other.prediction * x_0, chain.signal * x
+    np.testing.assert_allclose(actual, expected + chain.prediction * epsilon, atol=1e-9)
+    np.testing.assert_array_equal(other.deviation, chain.deviation)
+    np.testing.assert_array_equal(other.timesteps, chain.timesteps)
+    assert other.signal[-1] == pytest.approx(0, abs=1e-9)  # what is left is the estimate
+    assert other.prediction[-1] == pytest.approx(1)
+
+
+def test_consistency_perturbs_each_estimate_anew():
+    chain = consistency(SCHEDULE, [1000, 500])
+    root = np.sqrt([ALPHA_BAR[500], 1 - ALPHA_BAR[500]])
+    np.testing.assert_array_equal(chain.signal, [0, 0])
+    np.testing.assert_allclose(chain.prediction, [root[0], 1])
+    np.testing.assert_allclose(chain.deviation, [root[1], 0])
+
+
 # === Sampling ===
 
 
@@ -183,7 +215,7 @@ def test_sample_is_a_loop_over_the_chain(jit_compile):
 # === Arguments ===
 
 
-@pytest.mark.parametrize("make", [ddpm, ddim])
+@pytest.mark.parametrize("make", [ddpm, ddim, consistency])
 @pytest.mark.parametrize(
     "timesteps", [[], [0], [2, 1, 0], [1, 2], [3, 3, 1], [1001, 1], [5, -1], strided(5, 3)], ids=str
 )

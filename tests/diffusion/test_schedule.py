@@ -27,6 +27,30 @@ def test_constants_of_ddpm(schedule):
     assert np.sqrt(1 - schedule.alpha_bars[20]) == pytest.approx(0.0760, abs=1e-4)
 
 
+def test_cosine_is_equation_10_until_beta_would_be_1():
+    schedule = Schedule.cosine()
+    angle = np.pi / 2 * (np.arange(1001) / 1000 + 0.008) / 1.008
+    printed = np.cos(angle) / np.cos(np.pi / 2 * 0.008 / 1.008)
+    np.testing.assert_allclose(schedule.alpha_bars[:-1], printed[:-1], rtol=1e-9)
+    np.testing.assert_allclose(schedule.betas[1:-1], 1 - printed[1:-1] / printed[:-2], rtol=1e-9)
+    assert schedule.num_steps == 1000 and schedule.betas[1000] == 0.999
+
+
+def test_cosine_ends():
+    schedule = Schedule.cosine()
+    assert schedule.alpha_bars[0] == 1
+    assert 0 < schedule.alpha_bars[1000] < 1e-5
+    assert (np.diff(schedule.alpha_bars) < 0).all()
+    # Half-way between: cos(pi / 4 * 1.016 / 1.008), and not its square.
+    assert schedule.alpha_bars[500] == pytest.approx(0.7027, abs=1e-3)
+
+
+def test_cosine_by_hand():
+    """T = 3, s = 0: cos(30), cos(60) and cos(90 degrees)."""
+    schedule = Schedule.cosine(3, offset=0, largest_beta=0.9)
+    np.testing.assert_allclose(schedule.alpha_bars, [1, 0.75**0.5, 0.5, 0.05])
+
+
 def test_tables_by_hand():
     schedule = Schedule([0.5, 0.2])
     np.testing.assert_allclose(schedule.betas, [0, 0.5, 0.2])
@@ -57,6 +81,15 @@ def test_each_vector_has_its_own_step(schedule):
     for index in np.ndindex(*t.shape):
         alone = schedule.q_sample(x_0[index], t[index], noise[index])
         np.testing.assert_allclose(x[index], alone, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [Schedule.linear, Schedule.cosine])
+def test_the_noise_in_a_sample_is_what_made_it(make):
+    schedule = make()
+    x_0, noise = np.random.default_rng(0).normal(size=(2, 1000, 3))
+    t = np.arange(1, 1001)
+    x = schedule.q_sample(tf.constant(x_0), t, noise)
+    np.testing.assert_allclose(schedule.noise_in(x, t, x_0), noise, atol=1e-9)
 
 
 @pytest.mark.parametrize("t", [1, 20, 300, 1000])

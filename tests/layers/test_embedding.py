@@ -48,7 +48,9 @@ def test_groups_are_concatenated_and_tables_are_tied(schema, make_requests):
     np.testing.assert_array_equal(outputs["history_mask"], features["history_item"] != 0)
 
 
-def test_one_table_per_schema_table(schema, make_requests):
+def test_one_table_per_schema_table_but_those_of_behaviors_alone(schema, make_requests):
     layer = RequestEmbedding(schema)
     layer(make_requests())
-    assert [w.shape for w in layer.trainable_weights] == [(t.rows, t.dim) for t in schema.tables]
+    *embedded, gap = schema.tables
+    assert gap.name == "gap"
+    assert [w.shape for w in layer.trainable_weights] == [(t.rows, t.dim) for t in embedded]

@@ -50,6 +50,27 @@ def test_of_a_long_history_the_newest_count(tmp_path):
     assert rows["history_x"].numpy().tolist() == [[4, 5], [3, 4], [5, 0], [0, 0]]
 
 
+def test_what_is_known_of_behaviors_is_cut_with_them(tmp_path):
+    items = Vocabulary("x", "int64", [10, 11, 12])
+    items.save(tmp_path)
+    features = [
+        Feature("x", "candidate", "x"),
+        Feature("history_x", "history", "x"),
+        Feature("history_gap", "behavior", "gap"),
+    ]
+    tables = [items.table(), Boundaries("gap", [30.0]).table()]
+    look_up = RequestLookup(Schema("s", features, tables, 2, str(tmp_path)))
+    rows = look_up(
+        {
+            "x": np.array([[10], [10], [10]]),
+            "history_x": np.array([[10, 11, 12], [10, 11, -1], [10, -1, -1]]),
+            "history_gap": np.array([[np.nan, 30, 5], [np.nan, 29.9, np.nan], [np.nan] * 3], "f"),
+        }
+    )
+    assert rows["history_gap"].dtype == "int32"
+    assert rows["history_gap"].numpy().tolist() == [[3, 2], [0, 2], [0, 0]]
+
+
 def test_a_missing_vocabulary_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"vocabularies/x\.txt is missing: expected"):
         vocabulary = Vocabulary("x", "int64", [1])

@@ -3,6 +3,7 @@
 import importlib
 
 _BUILDERS = {
+    "amazon_books": "amazon_books.AmazonBooks",
     "logs": "logs.Logs",
     "synthetic": "synthetic.Synthetic",
     "taobao": "taobao.Taobao",

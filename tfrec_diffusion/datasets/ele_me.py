@@ -36,6 +36,7 @@ _GROUPS = {
     ),
 }
 _AGE = "timediff_list"
+_GAP = "history_gap"
 _HISTORY_KEY = _GROUPS["history"][0]
 _LISTS = (*_GROUPS["history"], _AGE)
 _INTEGERS = frozenset({"gender", "is_supervip", "hours", "weekdays", "hours_list", _AGE})
@@ -46,6 +47,8 @@ _MISSING = ("", "-1")
 _NO_GENDER = -99
 _POSITION = {name: position for position, name in enumerate(COLUMNS)}
 _BUCKETS = 20
+_SESSION_GAP = 30.0  # minutes
+_TIERS = {"item_id": 2}  # of popularity, by table
 _CHUNK_BYTES = 8 << 20
 DAYS = {"train": range(1, 7), "validation": range(7, 8), "test": range(8, 9)}
 
@@ -67,7 +70,8 @@ class EleMe(requests.RequestBuilder):
     Missing are the empty text, -1 and gender -99; who serves the model sends the schema's value for
     a missing one instead. The order within a raw list is not relied upon: behaviors are ordered by
     `timediff_list`, the seconds from a behavior to the impression, and one that is not before it is
-    dropped.
+    dropped. Their differences are `history_gap`, the one feature that is no raw column: the minutes
+    since the previous behavior of the list.
 
     Days 1 to 6 train, day 7 validates, day 8 tests.
 
@@ -79,9 +83,10 @@ class EleMe(requests.RequestBuilder):
             a row of its own.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    features = tuple(
-        Feature(name, group, _table(name)) for group, names in _GROUPS.items() for name in names
+    VERSION = tfds.core.Version("1.1.0")
+    features = (
+        *(Feature(name, group, _table(name)) for group, names in _GROUPS.items() for name in names),
+        Feature(_GAP, "behavior", "gap"),
     )
 
     def __init__(self, *, raw_dir, data_dir, history_length=50, min_count=2):
@@ -97,6 +102,7 @@ class EleMe(requests.RequestBuilder):
             for split, days in DAYS.items()
         }
         tables = self._vocabularies(files["train"])
+        tables["gap"] = vocabularies.Boundaries("gap", [_SESSION_GAP])
         schema = Schema(
             name=self.name,
             features=self.features,
@@ -123,7 +129,7 @@ class EleMe(requests.RequestBuilder):
             return vocabularies.Boundaries.from_counts(name, values, counts, buckets=_BUCKETS)
         dtype = "int64" if name in _INTEGERS else "string"
         return vocabularies.Vocabulary.from_counts(
-            name, dtype, values, counts, min_count=self.min_count
+            name, dtype, values, counts, min_count=self.min_count, tiers=_TIERS.get(name, 1)
         )
 
     def _requests(self, files, tables):
@@ -136,6 +142,7 @@ class EleMe(requests.RequestBuilder):
                     name: tables[_table(name)].encode(values)
                     for name, values in chunk.lists.items()
                 }
+                lists[_GAP] = tables["gap"].encode(chunk.gaps)
                 starts = np.maximum(chunk.ends - self.history_length, np.r_[0, chunk.ends[:-1]])
                 for row, line in enumerate(chunk.lines):
                     request = {name: values[row] for name, values in scalars.items()}
@@ -174,6 +181,7 @@ _Chunk = collections.namedtuple(
         "users",  # (rows,), int64, one number per user
         "columns",  # raw values by column, (rows,)
         "lists",  # raw values by list column, (behaviors,), row after row, each newest last
+        "gaps",  # (behaviors,), minutes since the previous behavior; NaN for a row's first
         "ends",  # (rows,), where a row's behaviors end in the lists
     ),
 )
@@ -254,6 +262,9 @@ def _parse(file, lines, rows, report):
         users=(users[good] >> 1).astype(np.int64),
         columns={name: values[good] for name, values in columns.items()},
         lists={name: values[order] for name, values in lists.items()},
+        gaps=np.where(
+            np.diff(row_of[order], prepend=-1), np.nan, -np.diff(ages[order], prepend=0) / 60
+        ),
         ends=np.cumsum(np.bincount(row_of[order], minlength=len(rows))[good]),
     )
 

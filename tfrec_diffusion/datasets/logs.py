@@ -10,6 +10,7 @@ from tfrec_diffusion import schema
 from tfrec_diffusion.datasets import logs_spec, requests, tables, vocabularies
 
 _LARGEST_TIME = 2**63 - 1
+_MINUTE = 60 * 10**9  # in nanoseconds
 
 
 class _Events(NamedTuple):
@@ -42,7 +43,7 @@ class Logs(requests.RequestBuilder):
         history_length: Longest history; the newest behaviors are kept.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
 
     def __init__(self, *, raw_dir, data_dir, spec=None, history_length=100):
         requests.check_integers(history_length=history_length)
@@ -84,11 +85,10 @@ class Logs(requests.RequestBuilder):
 
     def _features_of(self, name):
         """Spec features by name whose columns are in the `"impressions"` or `"behaviors"`."""
-        of_behaviors = name == "behaviors"
         return {
             feature: column
             for feature, column in self._spec.features.items()
-            if (column.group == "history") == of_behaviors
+            if column.of_behaviors == (name == "behaviors")
         }
 
     def _key(self, name):
@@ -133,12 +133,14 @@ class Logs(requests.RequestBuilder):
             )
             on = tables.quoted(join.on)
             from_ += f" LEFT JOIN {tables.quoted(side)} AS s{i} ON e.{on} = s{i}.{on}"
+        stamped = tables.holds_timestamps(paths[0], events.time)
+        unit = logs_spec.TIME_UNITS["ns" if stamped else events.time_unit]
+        if name == "behaviors":
+            columns.setdefault(logs_spec.GAP, _gap(events, unit))
         for column in types:
             if column not in columns:
                 files = [events.files, *(join.files for join in events.join)]
                 raise ValueError(f"{name} must have a column {column!r} in one of {files}")
-        stamped = tables.holds_timestamps(paths[0], events.time)
-        unit = logs_spec.TIME_UNITS["ns" if stamped else events.time_unit]
         loaded = _Events(from_, columns, unit)
         self._drop_unusable(database, name, events, required[events.user], loaded)
         return loaded
@@ -223,9 +225,11 @@ class Logs(requests.RequestBuilder):
         table = self._spec.tables[name]
         if table.kind == "hash":
             return vocabularies.HashBuckets(name, table.dtype, table.buckets)
+        if table.boundaries:
+            return vocabularies.Boundaries(name, table.boundaries)
         seen = " UNION ALL ".join(
             f"SELECT {tables.quoted('f_' + feature)} AS value FROM events "
-            f"WHERE is_behavior = {column.group == 'history'} AND time < {self._spec.train_until}"
+            f"WHERE is_behavior = {column.of_behaviors} AND time < {self._spec.train_until}"
             for feature, column in self._spec.features.items()
             if column.table == name
         )
@@ -241,13 +245,17 @@ class Logs(requests.RequestBuilder):
                 name, counts["value"], counts["n"], buckets=table.buckets
             )
         return vocabularies.Vocabulary.from_counts(
-            name, table.dtype, counts["value"], counts["n"], min_count=table.min_count
+            name,
+            table.dtype,
+            counts["value"],
+            counts["n"],
+            min_count=table.min_count,
+            tiers=table.tiers,
         )
 
     def _requests(self, database, vocabs, since, until):
         """The requests of the impressions with `since` <= time < `until`, in nanoseconds."""
-        groups = {f.name: f.group for f in self.features}
-        tables_of = {f.name: f.table for f in self.features}
+        features = self._spec.features
         users = 0
         for chunk in tables.whole_groups(database.chunks("SELECT * FROM events"), "user_id"):
             is_behavior = chunk["is_behavior"].astype(bool)
@@ -263,10 +271,10 @@ class Logs(requests.RequestBuilder):
             starts = ends[np.flatnonzero(first_of_user)][np.cumsum(first_of_user) - 1]
             starts = np.maximum(starts, ends - self.history_length)
             rows = {
-                name: vocabs[tables_of[name]].encode(
-                    chunk[f"f_{name}"][is_behavior if group == "history" else wanted]
+                name: vocabs[feature.table].encode(
+                    chunk[f"f_{name}"][is_behavior if feature.of_behaviors else wanted]
                 )
-                for name, group in groups.items()
+                for name, feature in features.items()
             }
             keys, labels = chunk["row"][wanted].tolist(), chunk["label"][wanted]
             user_numbers, ends, starts = user_numbers[wanted], ends[wanted], starts[wanted]
@@ -275,11 +283,18 @@ class Logs(requests.RequestBuilder):
                     schema.GROUP_ID: user_numbers[i],
                     schema.LABEL: labels[i : i + 1],
                 }
-                for name, group in groups.items():
-                    if group == "history":
+                for name, feature in features.items():
+                    if feature.of_behaviors:
                         request[name] = rows[name][starts[i] : ends[i]]
-                    elif group == "candidate":
+                    elif feature.group == "candidate":
                         request[name] = rows[name][i : i + 1]
                     else:
                         request[name] = rows[name][i]
                 yield key, request
+
+
+def _gap(events, unit):
+    """SQL of the minutes since the user's previous behavior; NULL for the first."""
+    user, time = tables.quoted(events.user), tables.quoted(events.time)
+    previous = f"lag(e.{time}) OVER (PARTITION BY e.{user} ORDER BY e.{time}, e.rowid)"
+    return f"((e.{time} - {previous}) * {unit} / {_MINUTE})::FLOAT"

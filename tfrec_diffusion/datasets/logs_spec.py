@@ -9,9 +9,12 @@ import pathlib
 import typing
 
 from tfrec_diffusion import schema
+from tfrec_diffusion.datasets import vocabularies
 
 # Nanoseconds in one of a time column's units.
 TIME_UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+# A column that behaviors have without being in a file.
+GAP = "minutes_since_previous"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,21 +74,39 @@ class Table:
         min_count: Of a vocabulary: how often training must see a value to give it a row.
         buckets: Of a hash: number of rows; of boundaries: number of intervals with about equally
             many training values.
+        boundaries: The boundaries themselves, in the place of `buckets`.
+        tiers: Of a vocabulary: number of tiers of popularity; see `schema.Table`.
     """
 
     kind: str
     dtype: str
     min_count: int = 1
     buckets: int = 0
+    boundaries: tuple[float, ...] = ()
+    tiers: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """A `schema.Feature` and its column in the impressions, or (group `"history"`) behaviors."""
+    """A `schema.Feature` and its column in the impressions or (of some groups) in the behaviors.
+
+    Behaviors have a column `"minutes_since_previous"` even if no file has it: the time since the
+    user's previous behavior among those kept; 0 at equal times, missing for the first.
+
+    Args:
+        group: Of `schema.Feature`; `"history"` and `"behavior"` are those of behaviors.
+        column: Of the events' own files or of a joined side table.
+        table: Of `schema.Feature`.
+    """
 
     group: str
     column: str
     table: str
+
+    @property
+    def of_behaviors(self):
+        """Whether the column is one of the behaviors."""
+        return self.group in ("history", "behavior")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,19 +143,33 @@ class Spec:
                 raise ValueError(f"'tables.{name}' is used by no feature")
             if table.min_count < 1:
                 raise _Wrong(f"tables.{name}.min_count", "a positive integer", table.min_count)
-            least = {"hash": 1, "boundaries": 2}.get(table.kind, 0)
+            if table.boundaries and (table.kind != "boundaries" or table.buckets):
+                raise ValueError(
+                    f"'tables.{name}.boundaries' must stand in a table of the kind 'boundaries', "
+                    "in the place of 'buckets'"
+                )
+            least = {"hash": 1, "boundaries": 0 if table.boundaries else 2}.get(table.kind, 0)
             if table.buckets < least:
                 raise _Wrong(f"tables.{name}.buckets", f"at least {least}", table.buckets)
+            if table.tiers < 1 or (table.tiers > 1 and table.kind != "vocabulary"):
+                expected = "a positive integer, and 1 unless the kind is 'vocabulary'"
+                raise _Wrong(f"tables.{name}.tiers", expected, table.tiers)
         if self.train_until >= self.validation_until:
             raise _Wrong(
                 "splits.validation_until",
                 f"a time after train_until={self.splits.train_until}",
                 self.splits.validation_until,
             )
-        # The schema's own checks, before hours are spent on reading.
+        # The schema's and the vocabularies' own checks, before hours are spent on reading.
+        for name, table in self.tables.items():
+            vocabularies.Boundaries(name, table.boundaries)
         rows = schema.FIRST_INDEX
         tables = [schema.Table(name, t.kind, t.dtype, rows) for name, t in self.tables.items()]
         schema.Schema("spec", self.schema_features, tables, history_length=1)
+        for feature in self.features.values():
+            dtype = self.tables[feature.table].dtype
+            if feature.of_behaviors and feature.column == GAP and dtype != "float32":
+                raise _Wrong(f"tables.{feature.table}.dtype", f"'float32' for {GAP!r}", dtype)
 
     @classmethod
     def load(cls, path):

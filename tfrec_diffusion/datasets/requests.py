@@ -243,7 +243,7 @@ class _Serializer:
         self._schema = schema
         self._scalars = (schema_lib.GROUP_ID, *(f.name for f in schema.group("user", "context")))
         self._candidates = tuple(f.name for f in schema.group("candidate"))
-        self._history = tuple(f.name for f in schema.group("history"))
+        self._history = tuple(f.name for f in schema.group("history", "behavior"))
         self.counts = {}
 
     def start(self, split):

@@ -19,16 +19,18 @@ class Vocabulary:
         name: Of the table.
         dtype: Of the raw values, `"int64"` or `"string"`.
         values: Distinct raw values; value i (from 0) has row 2 + i.
+        tiers: Of `schema.Table`.
     """
 
-    def __init__(self, name, dtype, values):
+    def __init__(self, name, dtype, values, tiers=()):
+        self.tiers = tiers
         self.name = name
         self.dtype = dtype
         self.values = _as_array(values, dtype)
         self._index = pd.Index(self.values)
 
     @classmethod
-    def from_counts(cls, name, dtype, values, counts, *, min_count=1):
+    def from_counts(cls, name, dtype, values, counts, *, min_count=1, tiers=1):
         """The values counted at least `min_count` times: most frequent first, ties ascending.
 
         Missing values, and texts with a line break (they cannot stand in a vocabulary file, so
@@ -37,7 +39,9 @@ class Vocabulary:
         Args:
             values: Distinct raw values, (n,).
             counts: How often each was seen in training, (n,) integers.
+            tiers: Tiers of popularity; each holds about the same share of what training sees.
         """
+        seen = np.sum(counts)
         values, counts = _as_array(values, dtype), np.asarray(counts, np.int64)
         keep = (counts >= min_count) & ~_is_missing(values, dtype)
         if dtype == "string":
@@ -45,7 +49,9 @@ class Vocabulary:
         values, counts = values[keep], counts[keep]
         ascending = np.argsort(values, kind="stable")
         order = ascending[np.argsort(-counts[ascending], kind="stable")]
-        return cls(name, dtype, values[order])
+        # Values that get no row of their own are of the last tier.
+        starts = np.searchsorted(np.cumsum(counts[order]), seen * np.arange(1, tiers) / tiers)
+        return cls(name, dtype, values[order], tuple((schema.FIRST_INDEX + 1 + starts).tolist()))
 
     def encode(self, values):
         """Rows of raw values: array of any shape -> int32 array of that shape."""
@@ -59,7 +65,7 @@ class Vocabulary:
     def table(self, dim=8):
         """The `schema.Table` of this vocabulary."""
         rows = schema.FIRST_INDEX + len(self.values)
-        return schema.Table(self.name, "vocabulary", self.dtype, rows, dim)
+        return schema.Table(self.name, "vocabulary", self.dtype, rows, dim, tiers=self.tiers)
 
     def save(self, directory):
         """Writes `directory`/vocabularies/<name>.txt, one value a line."""

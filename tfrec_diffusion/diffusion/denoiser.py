@@ -166,11 +166,8 @@ class GuidedDenoiser(keras.layers.Layer):
             block.build(dim)
 
     def embed_time(self, t):
-        """Sinusoids of t (Vaswani et al., 2017, 3.5), then an MLP: (..., n) to (..., n, d)."""
-        dim = self.noise.units
-        frequencies = 10_000.0 ** (-np.arange(0, dim, 2) / dim)
-        angles = ops.cast(t, "float32")[..., None] * ops.cast(frequencies, "float32")
-        embedded = ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)[..., :dim]
+        """`sinusoids` of t, then an MLP: (..., n) to (..., n, d)."""
+        embedded = sinusoids(t, self.noise.units)
         for layer in self.time_layers:
             embedded = layer(embedded)
         return embedded
@@ -219,6 +216,13 @@ class GuidedDenoiser(keras.layers.Layer):
             "channel_guidance": self.channel_guidance,
         }
         return {**super().get_config(), **config}
+
+
+def sinusoids(t, dim):
+    """Positional encoding of steps (Vaswani et al., 2017, 3.5): (...) to float32 (..., dim)."""
+    frequencies = 10_000.0 ** (-np.arange(0, dim, 2) / dim)
+    angles = ops.cast(t, "float32")[..., None] * ops.cast(frequencies, "float32")
+    return ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)[..., :dim]
 
 
 def _with_noised_first(noised, others):

@@ -1,4 +1,4 @@
-"""Reverse processes: DDPM and DDIM chains over any steps of a schedule, and the loop over them."""
+"""Reverse processes as chains over any steps of a schedule: DDPM, DDIM, consistency; their loop."""
 
 import dataclasses
 
@@ -8,10 +8,10 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chain:
-    """x <- signal[i] x + prediction[i] epsilon(x, t[i]) + deviation[i] z, for i = 0..S-1.
+    """x <- signal[i] x + prediction[i] f(x, t[i]) + deviation[i] z, for i = 0..S-1.
 
-    Every sampler that predicts the noise is of this form. All arrays are numpy (S,), in the order
-    of sampling.
+    Every sampler is of this form, with a network f that predicts the noise or, after
+    `predicting_x0`, the sample. All arrays are numpy (S,), in the order of sampling.
 
     Attributes:
         timesteps: int64, t of each step, decreasing.
@@ -27,6 +27,16 @@ class Chain:
 
     def __len__(self):
         return len(self.timesteps)
+
+    def predicting_x0(self, schedule):
+        """The same chain for an f that predicts x_0, from which the noise follows (eq. 10)."""
+        alpha_bar = schedule.alpha_bars[self.timesteps]
+        deviation = np.sqrt(1 - alpha_bar)
+        return dataclasses.replace(
+            self,
+            signal=self.signal + self.prediction / deviation,
+            prediction=-self.prediction * np.sqrt(alpha_bar) / deviation,
+        )
 
 
 def consecutive(num_steps):
@@ -77,6 +87,21 @@ def ddim(schedule, timesteps):
     )
 
 
+def consistency(schedule, timesteps):
+    """From any x_t to x_0 in one evaluation (HierDiffuse, eq. 7); f predicts x_0.
+
+    With more timesteps, x_0 is perturbed anew to each and estimated again (Song et al., 2023,
+    algorithm 1). Arguments as `ddpm`.
+    """
+    _, alpha_bar_next = _alpha_bars(schedule, timesteps)
+    return Chain(
+        np.asarray(timesteps),
+        signal=np.zeros(len(timesteps)),
+        prediction=np.sqrt(alpha_bar_next),
+        deviation=np.sqrt(1 - alpha_bar_next),
+    )
+
+
 def _alpha_bars(schedule, timesteps):
     """alpha_bar at each timestep and at the one after it, 0 at the end."""
     steps = np.append(timesteps, 0)
@@ -92,8 +117,8 @@ def sample(chain, denoise, x, noise):
 
     Args:
         chain: `Chain`.
-        denoise: Called with x and the number of the step, an int scalar; returns the predicted
-            noise, shaped as x.
+        denoise: Called with x and the number of the step, an int scalar; returns what the chain's f
+            predicts, shaped as x.
         x: float (..., d), at the chain's first timestep.
         noise: float (S, ...): z of each step, broadcast to x.
 
@@ -107,6 +132,8 @@ def sample(chain, denoise, x, noise):
     def step(i, x):
         return i + 1, signal[i] * x + prediction[i] * denoise(x, i) + deviation[i] * noise[i]
 
+    if len(chain) == 1:
+        return step(0, x)[1]
     _, x = tf.while_loop(
         lambda i, _: i < len(chain), step, (tf.constant(0), x), maximum_iterations=len(chain)
     )

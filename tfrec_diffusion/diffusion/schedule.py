@@ -1,4 +1,4 @@
-"""Noise schedules: their tables, and the forward process q (DiffuMIN, eq. 9-10)."""
+"""Noise schedules and the forward process q (DiffuMIN, eq. 9-10; HierDiffuse, eq. 2, 10-11)."""
 
 import numpy as np
 from keras import ops
@@ -29,6 +29,19 @@ class Schedule:
         """DDPM's schedule (Ho et al., 2020, section 4)."""
         return cls(np.linspace(first, last, num_steps))
 
+    @classmethod
+    def cosine(cls, num_steps=1000, offset=0.008, largest_beta=0.999):
+        """HierDiffuse, eq. 10-11: the cosine itself, where others take its square.
+
+        Args:
+            num_steps: T.
+            offset: s.
+            largest_beta: Cuts beta_T, which would be 1.
+        """
+        angles = np.pi / 2 * (np.arange(num_steps + 1) / num_steps + offset) / (1 + offset)
+        alpha_bars = np.cos(angles) / np.cos(angles[0])
+        return cls(np.minimum(1 - alpha_bars[1:] / alpha_bars[:-1], largest_beta))
+
     def q_sample(self, x_0, t, noise):
         """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise, eq. 10.
 
@@ -37,6 +50,14 @@ class Schedule:
             t: int (...) or scalar, in [0, T].
             noise: As `x_0`, standard normal.
         """
-        signal = ops.take(ops.cast(np.sqrt(self.alpha_bars), x_0.dtype), t)
-        deviation = ops.take(ops.cast(np.sqrt(1 - self.alpha_bars), x_0.dtype), t)
-        return signal[..., None] * x_0 + deviation[..., None] * noise
+        signal, deviation = self._signal_and_deviation(t, x_0.dtype)
+        return signal * x_0 + deviation * noise
+
+    def noise_in(self, x, t, x_0):
+        """The noise with which `q_sample` makes x at t in [1, T] from x_0; arguments as there."""
+        signal, deviation = self._signal_and_deviation(t, x.dtype)
+        return (x - signal * x_0) / deviation
+
+    def _signal_and_deviation(self, t, dtype):
+        tables = np.sqrt(self.alpha_bars), np.sqrt(1 - self.alpha_bars)
+        return (ops.take(ops.cast(table, dtype), t)[..., None] for table in tables)

@@ -94,6 +94,7 @@ class RequestEmbedding(keras.layers.Layer):
                 table.rows, table.dim, stddev, name=table.name, dtype=self.dtype_policy
             )
             for table in self.schema.tables
+            if any(feature.table == table.name for feature in self.schema.embedded_features)
         }
 
     def build(self, input_shape=None):
@@ -102,7 +103,9 @@ class RequestEmbedding(keras.layers.Layer):
 
     def call(self, features):
         schema = self.schema
-        embedded = {f.name: self.tables[f.table](features[f.name]) for f in schema.features}
+        embedded = {
+            f.name: self.tables[f.table](features[f.name]) for f in schema.embedded_features
+        }
         candidates = embedded[schema.candidate_key]
 
         def target(history_feature):

@@ -40,7 +40,7 @@ class RequestLookup(tf.Module):
             for feature in self.schema.features
         }
         newest = _newest(rows[self.schema.history_key], self.schema.history_length)
-        for feature in self.schema.group("history"):
+        for feature in self.schema.group("history", "behavior"):
             rows[feature.name] = tf.gather(rows[feature.name], newest, batch_dims=1)
         return rows
 

@@ -20,5 +20,10 @@ def randint(shape, low, high, seed_generator):
     )
 
 
+def uniform(shape, seed_generator):
+    """float32 numbers, uniform in [0, 1); advances the `keras.random.SeedGenerator`."""
+    return tf.random.stateless_uniform(shape, _seed(seed_generator), alg=_ALGORITHM)
+
+
 def _seed(seed_generator):
     return tf.cast(seed_generator.next(), tf.int32)

@@ -3,8 +3,9 @@
 from tfrec_diffusion.models.avg_pooling import AvgPooling
 from tfrec_diffusion.models.diffumin import DiffuMIN
 from tfrec_diffusion.models.din import DIN
+from tfrec_diffusion.models.hierdiffuse import HierDiffuse
 
-MODELS = {"avg_pooling": AvgPooling, "diffumin": DiffuMIN, "din": DIN}
+MODELS = {"avg_pooling": AvgPooling, "diffumin": DiffuMIN, "din": DIN, "hierdiffuse": HierDiffuse}
 
 
 def get(name):

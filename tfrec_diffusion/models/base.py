@@ -34,7 +34,7 @@ class RankingModel(keras.Model):
     """
 
     def __init__(self, schema, score, embedding_dim, embedding_stddev, dtype=None, **kwargs):
-        schema = schema if isinstance(schema, Schema) else Schema.from_config(schema)
+        schema = as_schema(schema)
         embedding = RequestEmbedding(
             schema.with_dim(embedding_dim), embedding_stddev, name="request.embedding", dtype=dtype
         )
@@ -85,6 +85,20 @@ class RankingModel(keras.Model):
             loss = self._compute_loss(x, y, y_pred, sample_weight, training=True)
         self._loss_tracker.update_state(loss, sample_weight=tf.shape(y)[0])
         return y_pred, tape.gradient(loss, self.trainable_weights)
+
+
+def as_schema(schema):
+    """A `Schema`, also of its config, as a saved model has it."""
+    return schema if isinstance(schema, Schema) else Schema.from_config(schema)
+
+
+def choose(argument, name, choices):
+    """choices[name], or an error that names the argument."""
+    if name not in choices:
+        raise ValueError(
+            f"`{argument}` must be one of {sorted(choices)}. Received: {argument}={name!r}"
+        )
+    return choices[name]
 
 
 def tower_inputs(embedded, *interests):

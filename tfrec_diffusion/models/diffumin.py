@@ -16,7 +16,7 @@ from tfrec_diffusion.layers.orthogonal import OrthogonalChannels, TargetChannel
 from tfrec_diffusion.layers.routing import SoftRouting, TopK, TopP, TopRouting
 from tfrec_diffusion.layers.transformer import TargetTransformer
 from tfrec_diffusion.layers.variational import VariationalGenerator
-from tfrec_diffusion.models.base import RankingModel
+from tfrec_diffusion.models.base import RankingModel, choose
 
 _ROUTINGS = {"top_1": (TopRouting, 1), "top_2": (TopRouting, 2), "soft": (SoftRouting,)}
 _AGGREGATIONS = {
@@ -112,11 +112,11 @@ class DiffuMIN(RankingModel):
             decomposition = OrthogonalChannels(channels, dtype="float32", name="diffumin.channels")
         else:
             decomposition = TargetChannel(dtype="float32", name="diffumin.channels")
-        make_routing, *arguments = _choose("routing", routing, _ROUTINGS)
+        make_routing, *arguments = choose("routing", routing, _ROUTINGS)
         extractor = MultiInterestExtractor(
             make_routing(*arguments),
             TopP(top_p) if top_k is None else TopK(top_k),
-            _choose("aggregation", aggregation, _AGGREGATIONS)(),
+            choose("aggregation", aggregation, _AGGREGATIONS)(),
             dtype="float32",
             name="diffumin.extractor",
         )
@@ -220,12 +220,4 @@ class DiffuMIN(RankingModel):
 def _users(features, name):
     if name is None:
         return None
-    return _choose("user_feature", name, {n: x for n, x in features.items() if len(x.shape) == 1})
-
-
-def _choose(argument, name, choices):
-    if name not in choices:
-        raise ValueError(
-            f"`{argument}` must be one of {sorted(choices)}. Received: {argument}={name!r}"
-        )
-    return choices[name]
+    return choose("user_feature", name, {n: x for n, x in features.items() if len(x.shape) == 1})

@@ -1,0 +1,156 @@
+"""Amazon Books (McAuley, 2014): the two files that reviews and categories stand in."""
+
+import ast
+import csv
+import gzip
+import json
+import re
+import zlib
+
+import tensorflow_datasets as tfds
+
+from tfrec_diffusion.datasets import next_item
+
+_SOURCE = "http://jmcauley.ucsd.edu/data/amazon/"
+_SECONDS = range(2**63)
+# How lines of the metadata begin: what so narrow a pattern finds needs no parsing.
+_FIRST_ASIN = re.compile(rb"\{'asin': '(\w+)'")
+
+
+class AmazonBooks(next_item.NextItem):
+    """Next-item requests from `reviews_Books_5.json` and `meta_Books.json`, plain or `.gz`.
+
+    Arguments and splits are those of `NextItem`. A behavior is a review. The files tell its day
+    only, so those of one day are in the order of the file and count as history of each other, as in
+    DIEN. A book without metadata has a missing category.
+
+    The default protocol is `"by_user"`, DIEN's and HierDiffuse's: one positive, the last review,
+    and one negative of each user, and the users of the test are not those of training.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    dtype = "string"
+    exact_times = False
+
+    def __init__(
+        self,
+        *,
+        raw_dir,
+        data_dir,
+        history_length=100,
+        min_count=1,
+        protocol="by_user",
+        train_positives=1,
+        popularity_tiers=2,
+    ):
+        super().__init__(
+            raw_dir=raw_dir,
+            data_dir=data_dir,
+            history_length=history_length,
+            min_count=min_count,
+            protocol=protocol,
+            train_positives=train_positives,
+            popularity_tiers=popularity_tiers,
+        )
+
+    def load(self, database):
+        """See `NextItem.load`."""
+        reviews = self.raw_file("reviews_Books_5.json", _SOURCE)
+        metadata = self.raw_file("meta_Books.json", _SOURCE)
+        columns = {"user": "VARCHAR", "item": "VARCHAR", "time": "BIGINT"}
+        self._load(database, "behaviors", reviews, _parse_review, columns)
+        _drop_repeated(database, "behaviors", '"user", item, time', "review repeated")
+        books = {
+            item.encode()
+            for chunk in database.chunks("SELECT DISTINCT item FROM behaviors")
+            for item in chunk["item"]
+        }
+        columns = {"item": "VARCHAR", "category": "VARCHAR"}
+        self._load(
+            database, "metadata", metadata, lambda line: _parse_metadata(line, books), columns
+        )
+        _drop_repeated(database, "metadata", "item", "asin repeated")
+        database.execute("ALTER TABLE behaviors ADD COLUMN category VARCHAR DEFAULT ''")
+        database.execute(
+            "UPDATE behaviors SET category = metadata.category FROM metadata "
+            "WHERE behaviors.item = metadata.item"
+        )
+        ((known,),) = database.execute("SELECT count(*) FROM metadata")
+        self.report.note("books without category", len(books) - known)
+
+    def _load(self, database, table, path, parse, columns):
+        """Loads a raw file whose format DuckDB cannot read; `parse` makes a row of a line."""
+        rows = self.scratch / f"{table}.csv"
+        with rows.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
+            writer.writerow(columns)
+            for number, line in enumerate(_lines(path), start=1):
+                try:
+                    writer.writerow(parse(line))
+                except _UnusableError as error:
+                    self.report.read(table)
+                    self.report.drop(table, str(error), places=[f"{path.name}:{number}"])
+        database.load(table, [rows], columns)
+        rows.unlink()
+
+
+class _UnusableError(Exception):
+    """Why a line gives no row."""
+
+
+def _lines(path):
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            yield from file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise OSError(f"{path} is damaged: {error}") from error
+
+
+def _parse_review(line):
+    """User, item and time of a line of JSON."""
+    review = _parse(line, json.loads, "JSON")
+    time = review.get("unixReviewTime")
+    # A bool is an int to Python.
+    if isinstance(time, bool) or not isinstance(time, int) or time not in _SECONDS:
+        raise _UnusableError("no unixReviewTime")
+    return _text(review.get("reviewerID"), "reviewerID"), _text(review.get("asin"), "asin"), time
+
+
+def _parse_metadata(line, books):
+    """Item and category of a line that is a Python literal; of the `books` only."""
+    # Six in seven lines are of others: parsing those too would take minutes more.
+    begins = _FIRST_ASIN.match(line)
+    if begins and begins[1] not in books:
+        raise _UnusableError("book without a review")
+    book = _parse(line, ast.literal_eval, "a Python literal")
+    item = _text(book.get("asin"), "asin")
+    if item.encode() not in books:
+        raise _UnusableError("book without a review")
+    try:
+        category = book["categories"][0][-1]
+    except (KeyError, IndexError, TypeError):
+        category = None
+    return item, _text(category, "category")
+
+
+def _parse(line, parse, kind):
+    try:
+        record = parse(line.decode())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise _UnusableError(f"not {kind}") from None
+    if not isinstance(record, dict):
+        raise _UnusableError(f"not {kind} of fields by name")
+    return record
+
+
+def _text(value, name):
+    # Escapes can spell what files of ids cannot hold: line breaks, zeros, half characters.
+    if not isinstance(value, str) or not value.isprintable() or not value:
+        raise _UnusableError(f"no {name}")
+    return value
+
+
+def _drop_repeated(database, table, key, reason):
+    first = f"SELECT min(rowid) FROM {table} GROUP BY {key}"
+    database.drop(table, f"rowid NOT IN ({first})", reason)

@@ -1,0 +1,360 @@
+"""The next item against random negatives: is this the item that the user turns to next?
+
+The protocol of DIEN, MIMN and HierDiffuse: the positives are items of a user's last behaviors, and
+each has random negatives.
+"""
+
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+from tfrec_diffusion import schema
+from tfrec_diffusion.datasets import requests, tables, vocabularies
+
+_PROTOCOLS = ("last_behaviors", "by_user")
+# One of ten equal parts of the users.
+_FOLD = 'md5_number_lower("user"::VARCHAR) % 10'
+# A number of at least 0 for each user; that two of a million texts share theirs has odds of 1e-7.
+_USER_NUMBER = {"int64": '"user"', "string": '(md5_number_lower("user") >> 1)::BIGINT'}
+_CANDIDATES = 100
+_SESSION_GAP = 30.0  # minutes
+
+
+class _Split(NamedTuple):
+    """Which behaviors are a split's positives.
+
+    Args:
+        users: SQL condition on the users.
+        places: Range of places in a user's behaviors, counted back from the last, which is 0.
+    """
+
+    users: str
+    places: range
+
+
+class NextItem(requests.RequestBuilder):
+    """Next-item requests from a log of behaviors: user, item, category, time.
+
+    Splits: `train`, `validation`, `test` (each positive and each negative is one request; the
+    negative is uniform), and of the test positives again `test_popularity` (the negative is drawn
+    in proportion to popularity) and `test_99` (one request with the positive among 99 uniform
+    negatives). Negatives differ from the positive. Those of training come from the items that
+    training sees, those of validation and test from all items of the file; of these, a positive
+    that has a row of its own gets negatives that have one too, and a positive that is out of
+    vocabulary gets such negatives, so that "out of vocabulary" never tells which is which (but in
+    files so small that there are not two such items: then the negatives are any). A negative's
+    category is its item's most frequent.
+
+    A subclass sets `VERSION`, `dtype` and `exact_times`, and has `load` and, for other defaults, a
+    constructor.
+
+    Args:
+        raw_dir: Directory of the raw files.
+        data_dir: Root of the prepared data sets.
+        history_length: Longest history; the newest behaviors are kept.
+        min_count: How often training must see an item, category or user to give it a row.
+        protocol: `"last_behaviors"`: a user's last behavior is the test positive, the one before
+            it that of validation, those before train. `"by_user"` (DIEN, MIMN): users go to
+            training, validation and test 80:10:10, and their last behaviors are the positives.
+        train_positives: How many positives a user gives to training, the newest that it may have.
+        popularity_tiers: Tiers of popularity of the items, `tiers` of `schema.Table`; each holds
+            about the same share of what training sees.
+
+    Attributes:
+        dtype: Of the raw users, items and categories, `"int64"` or `"string"`.
+        exact_times: Whether times tell the order of a user's behaviors. Then a history holds only
+            what is earlier than the positive, and `history_gap` the minutes from a user's previous
+            behavior to each. Else behaviors of one time are in the order of the file, and there is
+            no such feature.
+    """
+
+    def __init__(
+        self,
+        *,
+        raw_dir,
+        data_dir,
+        history_length=200,
+        min_count=1,
+        protocol="last_behaviors",
+        train_positives=1,
+        popularity_tiers=2,
+    ):
+        requests.check_integers(
+            history_length=history_length,
+            min_count=min_count,
+            train_positives=train_positives,
+            popularity_tiers=popularity_tiers,
+        )
+        if protocol not in _PROTOCOLS:
+            raise ValueError(f"`protocol` must be one of {_PROTOCOLS}. Received: {protocol!r}")
+        self.history_length = history_length
+        self.min_count = min_count
+        self.protocol = protocol
+        self.train_positives = train_positives
+        self.popularity_tiers = popularity_tiers
+        super().__init__(raw_dir=raw_dir, data_dir=data_dir)
+
+    @property
+    def features(self):
+        """What a request holds."""
+        features = (
+            schema.Feature("user", "user", "user"),
+            schema.Feature("item", "candidate", "item"),
+            schema.Feature("category", "candidate", "category"),
+            schema.Feature("history_item", "history", "item"),
+            schema.Feature("history_category", "history", "category"),
+        )
+        if self.exact_times:
+            features += (schema.Feature("history_gap", "behavior", "gap"),)
+        return features
+
+    def load(self, database):
+        """Fills the table `behaviors` of a `tables.Database` with what is usable of the raw data.
+
+        Its columns are `user`, `item`, `category`, of `dtype` and never NULL, and `time`, in
+        seconds; its `rowid` is the order of the file.
+        """
+        raise NotImplementedError
+
+    def raw_file(self, name, source):
+        """Path of a raw file, plain or gzipped.
+
+        Raises:
+            FileNotFoundError: If there is neither; it names the `source` to download it from.
+        """
+        for path in (self.raw_dir / name, self.raw_dir / f"{name}.gz"):
+            if path.is_file():
+                return path
+        raise FileNotFoundError(f"{self.raw_dir} must hold {name} or {name}.gz, from {source}")
+
+    def convert(self):
+        """See `RequestBuilder.convert`."""
+        database = self.resources.enter_context(tables.Database(self.scratch, self.report))
+        self.load(database)
+        items = self._order(database)
+        seen = {name: self._count_seen(database, name) for name in ("user", "item", "category")}
+        vocabs = {
+            name: vocabularies.Vocabulary.from_counts(
+                name,
+                self.dtype,
+                values,
+                counts,
+                min_count=self.min_count,
+                tiers=self.popularity_tiers if name == "item" else 1,
+            )
+            for name, (values, counts) in seen.items()
+        }
+        if self.exact_times:
+            vocabs["gap"] = vocabularies.Boundaries("gap", [_SESSION_GAP])
+        seen_items, _ = seen["item"]
+        in_training = np.zeros_like(items.counts)
+        in_training[items.positions(seen_items)] = 1
+        everywhere = np.ones_like(items.counts)
+        # Popularity is that in the whole file: it says how hard a negative is, and an item that
+        # only the test holds must not give itself away by never being a negative.
+        negatives = {
+            "train": (1, in_training),
+            "validation": (1, everywhere),
+            "test": (1, everywhere),
+            "test_popularity": (1, items.counts),
+            "test_99": (_CANDIDATES - 1, everywhere),
+        }
+        requests_ = {
+            name: self._requests(database, items, vocabs, name, count, weights)
+            for name, (count, weights) in negatives.items()
+        }
+        tables_ = [vocabulary.table() for vocabulary in vocabs.values()]
+        schema_ = schema.Schema(self.name, self.features, tables_, self.history_length)
+        return schema_, vocabs, requests_
+
+    def _order(self, database):
+        """Makes the table `by_user` of `behaviors`, in order of time; returns the file's items."""
+        items = _Items(database, "behaviors")
+        # One positive for each split that takes from a user, and a behavior before them.
+        least = 4 if self.protocol == "last_behaviors" else 2
+        few = f'SELECT "user" FROM behaviors GROUP BY "user" HAVING count(*) < {least}'
+        database.drop("behaviors", f'"user" IN ({few})', f"user with fewer than {least} behaviors")
+        database.execute(
+            'CREATE TABLE by_user AS SELECT "user", item, category, time FROM behaviors '
+            'ORDER BY "user", time, rowid'
+        )
+        database.execute("DROP TABLE behaviors")
+        return items
+
+    def _split(self, name):
+        by_user = self.protocol == "by_user"
+        if name == "train":
+            first = 0 if by_user else 2
+            users = f"{_FOLD} < 8" if by_user else "true"
+            return _Split(users, range(first, first + self.train_positives))
+        if name == "validation":
+            return _Split(f"{_FOLD} = 8", range(1)) if by_user else _Split("true", range(1, 2))
+        return _Split(f"{_FOLD} = 9" if by_user else "true", range(1))
+
+    def _count_seen(self, database, column):
+        """Values of a column among the behaviors that training may see, and how often."""
+        split = self._split("train")
+        counts = database.columns(
+            f"""
+            SELECT "{column}" AS value, count(*) AS n
+            FROM by_user
+            JOIN (SELECT "user", max(rowid) AS last FROM by_user GROUP BY "user") USING ("user")
+            WHERE {split.users} AND by_user.rowid <= last - {split.places.start}
+            GROUP BY value ORDER BY value
+            """
+        )
+        return counts["value"], counts["n"]
+
+    def _requests(self, database, items, vocabs, name, count, weights):
+        """The requests of a split, with `count` negatives for each positive."""
+        split = self._split(name)
+        stream = zlib.crc32(name.encode())
+        item_rows = vocabs["item"].encode(items.ids)
+        sampler = _Sampler(weights, item_rows != schema.OUT_OF_VOCABULARY)
+        category_rows = vocabs["category"].encode(items.categories)
+        if np.count_nonzero(weights) < 2:
+            raise ValueError(
+                f"negatives need at least two distinct items in the behaviors; {self.report}"
+            )
+        query = f"SELECT *, {_USER_NUMBER[self.dtype]} AS number FROM by_user WHERE {split.users}"
+        for chunk in tables.whole_groups(database.chunks(query), "user"):
+            first, last = _runs(chunk["user"])
+            behaviors = {
+                "history_item": vocabs["item"].encode(chunk["item"]),
+                "history_category": vocabs["category"].encode(chunk["category"]),
+            }
+            ends = np.arange(len(first))
+            if self.exact_times:
+                behaviors["history_gap"] = vocabs["gap"].encode(_gaps(chunk["time"], first))
+                ends, _ = _runs(chunk["user"], chunk["time"])
+            places = last - np.arange(len(last))
+            # A user's first behavior has no history to be predicted from.
+            (positives,) = np.nonzero(
+                (places >= split.places.start)
+                & (places < split.places.stop)
+                & (places < last - first)
+            )
+            users, numbers = chunk["user"][positives], chunk["number"][positives]
+            places, ends = places[positives], ends[positives]
+            user_rows = vocabs["user"].encode(users)
+            negatives = sampler.draw(
+                items.positions(chunk["item"][positives]),
+                _random(stream, numbers, places, count),
+            )
+            order = _random(stream + 1, numbers, places, 1)[:, 0] % np.uint64(count + 1)
+            candidate_items = _mix(
+                behaviors["history_item"][positives], item_rows[negatives], order
+            )
+            candidate_categories = _mix(
+                behaviors["history_category"][positives], category_rows[negatives], order
+            )
+            labels = _mix(np.ones(len(users), np.float32), np.zeros(negatives.shape), order)
+            starts = np.maximum(first[positives], ends - self.history_length)
+            # One request for all candidates of a long list, one for each of a pair.
+            parts = [slice(None)] if count > 1 else [slice(0, 1), slice(1, 2)]
+            for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
+                for j, part in enumerate(parts):
+                    yield (
+                        f"{users[i]}/{places[i]}/{j}",
+                        {
+                            schema.GROUP_ID: numbers[i],
+                            schema.LABEL: labels[i, part],
+                            "user": user_rows[i],
+                            "item": candidate_items[i, part],
+                            "category": candidate_categories[i, part],
+                            **{key: rows[start:end] for key, rows in behaviors.items()},
+                        },
+                    )
+
+
+class _Items:
+    """All items of the raw file: `ids` ascending, `counts`, and the most frequent `categories`."""
+
+    def __init__(self, database, table):
+        pairs = database.columns(
+            f"SELECT item, category, count(*) AS n FROM {table} "
+            "GROUP BY item, category ORDER BY item, n DESC, category"
+        )
+        self.ids, first = np.unique(pairs["item"], return_index=True)
+        self.categories = pairs["category"][first]
+        self.counts = np.add.reduceat(pairs["n"], first) if len(first) else pairs["n"]
+
+    def positions(self, ids):
+        """Where the given items stand in `ids`."""
+        return np.searchsorted(self.ids, ids)
+
+
+class _Sampler:
+    """Draws items like the positive in proportion to integer weights, never the positive one.
+
+    Args:
+        weights: Of all items, (items,) integers; two at least are not 0.
+        known: Whether an item has a row of its own, (items,) bool. Drawn are items with that of the
+            positive, or any where fewer than two have it.
+    """
+
+    def __init__(self, weights, known):
+        self._known = known
+        self._weights = []
+        for side in (False, True):
+            alike = np.where(known == side, weights, 0)
+            self._weights.append(alike if np.count_nonzero(alike) > 1 else weights)
+        self._ends = [np.cumsum(alike) for alike in self._weights]
+
+    def draw(self, positives, numbers):
+        """Positions of items: (n, count), from those of the positives, (n,), and random uint64."""
+        drawn = np.empty(numbers.shape, np.int64)
+        for side in (False, True):
+            (rows,) = np.nonzero(self._known[positives] == side)
+            drawn[rows] = self._draw(side, positives[rows], numbers[rows])
+        return drawn
+
+    def _draw(self, side, positives, numbers):
+        weight, ends = self._weights[side][positives], self._ends[side]
+        rest = (ends[-1] - weight).astype(np.uint64)[:, None]
+        drawn = (numbers % rest).astype(np.int64)
+        # Cut the positive's interval out of [0, total): numbers from its start on move behind it.
+        start = (ends[positives] - weight)[:, None]
+        drawn += np.where(drawn >= start, weight[:, None], 0)
+        return np.searchsorted(ends, drawn, side="right")
+
+
+def _gaps(times, first):
+    """Minutes from a user's previous behavior to each, (rows,); NaN for the user's first."""
+    minutes = np.diff(times, prepend=0) / 60
+    return np.where(first == np.arange(len(first)), np.nan, minutes)
+
+
+def _random(stream, users, places, count):
+    """Random uint64, (n, count), that depend on nothing but a stream, a user and a place."""
+    state = _scramble(np.full((1, 1), stream, np.uint64))
+    for key in (users[:, None], places[:, None], np.arange(count)[None, :]):
+        state = _scramble(state ^ key.astype(np.uint64))
+    return state
+
+
+def _scramble(x):
+    """One step of the SplitMix64 generator from each state x."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _mix(positive, negatives, order):
+    """Puts the positives, (n,), among the negatives, (n, count), at column `order` of a row."""
+    mixed = np.concatenate([positive[:, None], negatives.astype(positive.dtype)], axis=1)
+    rows = np.arange(len(mixed))
+    mixed[rows, 0] = mixed[rows, order]
+    mixed[rows, order] = positive
+    return mixed
+
+
+def _runs(*columns):
+    """First and last index of the run of equal values that each row of some columns is in."""
+    changes = np.ones(len(columns[0]), bool)
+    changes[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+    starts = np.flatnonzero(changes)
+    run = np.cumsum(changes) - 1
+    return starts[run], np.append(starts[1:], len(changes))[run] - 1

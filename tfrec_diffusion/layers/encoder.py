@@ -1,0 +1,164 @@
+"""Transformer encoders of the newest behaviors (HierDiffuse, 3.1: f_L; f_S within sessions)."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfrec_diffusion.layers.transformer import newest
+
+
+@keras.saving.register_keras_serializable(package="tfrec_diffusion")
+class BehaviorEncoder(keras.layers.Layer):
+    """Post-norm encoder blocks over the newest behaviors, with positions counted from the newest.
+
+    Args:
+        length: Number of newest behaviors.
+        num_heads: Heads of self-attention; they divide d.
+        num_blocks: Number of blocks.
+
+    Call arguments:
+        history: (batch, length of the history, d), newest last, padded on the right.
+        history_mask: bool (batch, length of the history), True = real.
+        sessions: Optional int (batch, k), k = min(length, length of the history): behaviors attend
+            to those of their own session.
+
+    Returns:
+        Encoded behaviors (batch, k, d), newest last, and their bool mask (batch, k): padded on the
+        left.
+    """
+
+    def __init__(self, length, num_heads=2, num_blocks=1, **kwargs):
+        super().__init__(**kwargs)
+        for name, value in (
+            ("length", length),
+            ("num_heads", num_heads),
+            ("num_blocks", num_blocks),
+        ):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+        self.length = length
+        self.num_heads = num_heads
+        self.num_blocks = num_blocks
+
+    def build(self, history_shape, *_):
+        dim = history_shape[-1]
+        if dim % self.num_heads:
+            raise ValueError(
+                "`num_heads` must divide the width of the behaviors. "
+                f"Received: num_heads={self.num_heads}, width {dim}"
+            )
+        self.positions = self.add_weight(
+            name="positions",
+            shape=(self.length, dim),
+            initializer=keras.initializers.RandomNormal(stddev=0.02),
+        )
+        self.blocks = [
+            _Block(self.num_heads, dtype=self.dtype_policy) for _ in range(self.num_blocks)
+        ]
+        for block in self.blocks:
+            block.build((None, None, dim))
+
+    def call(self, history, history_mask, sessions=None):
+        behaviors, real = newest(history, history_mask, self.length)
+        behaviors += self.positions[self.length - tf.shape(behaviors)[1] :]
+        attended = real[:, None]
+        if sessions is not None:
+            attended = attended & ops.equal(sessions[:, :, None], sessions[:, None])
+        for block in self.blocks:
+            behaviors = block(behaviors, attended)
+        return behaviors, real
+
+    def compute_output_spec(self, history, history_mask, sessions=None):
+        batch, _, dim = history.shape
+        return (
+            keras.KerasTensor((batch, None, dim), self.compute_dtype),
+            keras.KerasTensor((batch, None), "bool"),
+        )
+
+    def get_config(self):
+        config = {
+            "length": self.length,
+            "num_heads": self.num_heads,
+            "num_blocks": self.num_blocks,
+        }
+        return {**super().get_config(), **config}
+
+
+class _Block(keras.layers.Layer):
+    def __init__(self, num_heads, **kwargs):
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+
+    def build(self, shape):
+        dim = shape[-1]
+
+        def norm():
+            # Embeddings start so small that the usual 1e-3 would outweigh their variance.
+            return keras.layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy)
+
+        def dense(units, **kwargs):
+            return keras.layers.Dense(units, dtype=self.dtype_policy, **kwargs)
+
+        self.attention = keras.layers.MultiHeadAttention(
+            self.num_heads, dim // self.num_heads, dtype=self.dtype_policy
+        )
+        self.attention.build(shape, shape)
+        self.feed_forward, self.feed_forward_output = dense(3 * dim, activation="relu"), dense(dim)
+        self.feed_forward.build(shape)
+        self.feed_forward_output.build((*shape[:-1], 3 * dim))
+        self.attention_norm, self.feed_forward_norm = norm(), norm()
+        self.attention_norm.build(shape)
+        self.feed_forward_norm.build(shape)
+
+    def call(self, x, attended):
+        x = self.attention_norm(x + self.attention(x, x, attention_mask=attended))
+        return self.feed_forward_norm(x + self.feed_forward_output(self.feed_forward(x)))
+
+
+@keras.saving.register_keras_serializable(package="tfrec_diffusion")
+class LongTermEncoder(keras.layers.Layer):
+    """h^L = f_L(B^L): the mean of the encoded behaviors, at unit scale for the diffusion.
+
+    Args:
+        length, num_heads, num_blocks: Of `BehaviorEncoder`.
+
+    Call arguments:
+        history, history_mask: As `BehaviorEncoder`.
+
+    Returns:
+        (batch, d); zeros without behaviors.
+    """
+
+    def __init__(self, length=200, num_heads=2, num_blocks=1, **kwargs):
+        super().__init__(**kwargs)
+        self.encoder = BehaviorEncoder(length, num_heads, num_blocks, dtype=self.dtype_policy)
+        self.length = length
+        self.num_heads = num_heads
+        self.num_blocks = num_blocks
+
+    def build(self, history_shape, *_):
+        self.encoder.build(history_shape)
+
+    def call(self, history, history_mask):
+        behaviors, real = self.encoder(history, history_mask)
+        weights = ops.cast(real, behaviors.dtype)[:, None]
+        mean = ops.matmul(weights, behaviors)[:, 0]
+        return unit_scale(mean / ops.maximum(ops.sum(weights, axis=-1), 1.0))
+
+    def compute_output_spec(self, history, history_mask):
+        return keras.KerasTensor((history.shape[0], history.shape[-1]), self.compute_dtype)
+
+    def get_config(self):
+        config = {
+            "length": self.length,
+            "num_heads": self.num_heads,
+            "num_blocks": self.num_blocks,
+        }
+        return {**super().get_config(), **config}
+
+
+def unit_scale(x):
+    """Mean 0 and variance 1 over the last axis, as the noise of diffusion; zeros stay zero."""
+    centered = x - ops.mean(x, axis=-1, keepdims=True)
+    variance = ops.mean(ops.square(centered), axis=-1, keepdims=True)
+    return centered * ops.rsqrt(variance + 1e-6)

@@ -1,0 +1,221 @@
+"""HierDiffuse: progressive diffusion for robust interest fusion (Ni et al., JD 2025)."""
+
+import keras
+from keras import ops
+
+from tfrec_diffusion.diffusion.backbones import MLPDenoiser, TransformerDenoiser
+from tfrec_diffusion.diffusion.fusion import DiffusionFusion
+from tfrec_diffusion.diffusion.guidance import ClassifierFreeGuidance, SemanticGuidance
+from tfrec_diffusion.layers.attention import LocalActivationUnit
+from tfrec_diffusion.layers.encoder import LongTermEncoder
+from tfrec_diffusion.layers.mlp import MLP
+from tfrec_diffusion.layers.sessions import ShortTermEncoder
+from tfrec_diffusion.models.base import RankingModel, as_schema, choose, tower_inputs
+
+# What is denoised, and whether the other one guides it.
+_DIRECTIONS = {
+    "long_to_short": ("long", True),
+    "short_to_long": ("short", True),
+    "long": ("long", False),
+    "short": ("short", False),
+}
+_BACKBONES = {"mlp": MLPDenoiser, "transformer": TransformerDenoiser}
+
+
+@keras.saving.register_keras_serializable(package="tfrec_diffusion")
+class HierDiffuse(RankingModel):
+    """MLP([user and context, candidate, h^fusion]); figure 1 of the paper.
+
+    h^fusion is the long-term interest h^L, denoised under the guidance of the short-term interests
+    y_g. It sees the user only: a request costs one fusion for any number of candidates.
+
+    Args:
+        schema: `Schema`. Its item table's `tiers` are the semantic categories of the guidance: the
+            popular items that trends drive, and the niche ones. With none, there is one category.
+        long_length: Newest behaviors of the long-term encoder.
+        short_length: Newest behaviors of the short-term encoder.
+        max_sessions: Sessions of the short-term encoder, K.
+        gap_feature: Name of the behavior feature whose one boundary parts sessions; `None`: the
+            schema's first, or equal cuts if it has none.
+        num_heads, num_blocks: Of both encoders.
+        fusion: "diffusion" or "concatenation" of h^L and h^S.
+        direction: "long_to_short": h^L is denoised under the guidance of the short-term interests;
+            "short_to_long": h^S under that of h^L; "long", "short": unguided (table 2e).
+        guidance: "sgd" (eq. 6) or "cfg" (eq. 5), which has one condition, h^S.
+        guidance_weight: omega of "cfg".
+        backbone: "mlp" or "transformer" (table 2b).
+        sampler: "tcc", "ddim" or "ddpm" (table 2d).
+        sampling_steps: Evaluations of the denoiser.
+        start_step, reconstruction, trajectory, trajectory_state, condition_dropout: See
+            `DiffusionFusion`.
+        diffusion_weight: Of the loss of eq. 8.
+        curriculum_steps: Steps of the whole training, over which the curriculum runs; the train
+            command sets it.
+        target_attention: Whether the tower also sees DIN's attention of the candidate to the
+            history.
+        tower_units: Widths of the tower.
+        activation: "dice", "prelu" or "relu".
+        dropout: Rate after each layer of the tower.
+        embedding_dim: Width of all embeddings; `None`: as the schema says.
+        embedding_stddev: Standard deviation of the initial embeddings.
+
+    Call arguments and Returns: see `RankingModel`.
+
+    Example:
+
+    >>> model = models.create("hierdiffuse", schema=schema, curriculum_steps=3 * len(batches))
+    >>> model.fit(batches, epochs=3)
+    """
+
+    def __init__(
+        self,
+        schema,
+        long_length=200,
+        short_length=50,
+        max_sessions=10,
+        gap_feature=None,
+        num_heads=2,
+        num_blocks=1,
+        fusion="diffusion",
+        direction="long_to_short",
+        guidance="sgd",
+        guidance_weight=1.0,
+        backbone="mlp",
+        sampler="tcc",
+        sampling_steps=1,
+        start_step=None,
+        diffusion_weight=0.1,
+        reconstruction=True,
+        trajectory=True,
+        trajectory_state="same_noise",
+        condition_dropout=0.1,
+        curriculum_steps=10_000,
+        target_attention=False,
+        tower_units=(200, 80),
+        activation="dice",
+        dropout=0.0,
+        embedding_dim=None,
+        embedding_stddev=0.01,
+        dtype=None,
+        **kwargs,
+    ):
+        # === Layers ===
+        schema = as_schema(schema)
+        diffused, guided = choose("direction", direction, _DIRECTIONS)
+        fused = choose("fusion", fusion, {"diffusion": True, "concatenation": False})
+        semantic = choose("guidance", guidance, {"sgd": True, "cfg": False})
+        # Only the short-term interests as conditions come in categories.
+        semantic = semantic and fused and direction == "long_to_short"
+        tiers = schema.table(schema.group("history")[0].table).tiers if semantic else ()
+        # Encoders and diffusion stay in float32 under mixed precision.
+        encode_long = LongTermEncoder(
+            long_length, num_heads, num_blocks, dtype="float32", name="hierdiffuse.long_term"
+        )
+        encode_short = ShortTermEncoder(
+            short_length,
+            max_sessions,
+            tiers,
+            num_heads,
+            num_blocks,
+            dtype="float32",
+            name="hierdiffuse.short_term",
+        )
+        if semantic:
+            guide = SemanticGuidance(dtype="float32", name="hierdiffuse.guidance")
+        else:
+            guide = ClassifierFreeGuidance(
+                guidance_weight, dtype="float32", name="hierdiffuse.guidance"
+            )
+        make_denoiser = choose("backbone", backbone, _BACKBONES)
+        fuse = DiffusionFusion(
+            make_denoiser(dtype="float32", name="denoiser"),
+            sampler,
+            sampling_steps,
+            start_step,
+            weight=diffusion_weight,
+            reconstruction=reconstruction,
+            trajectory=trajectory,
+            trajectory_state=trajectory_state,
+            curriculum_steps=curriculum_steps,
+            condition_dropout=condition_dropout,
+            dtype="float32",
+            name="hierdiffuse.fusion",
+        )
+        attention = LocalActivationUnit(
+            activation=activation, dtype=dtype, name="hierdiffuse.attention"
+        )
+        tower = MLP(tower_units, activation, dropout, dtype=dtype, name="hierdiffuse.tower")
+        logit = keras.layers.Dense(1, dtype=dtype, name="hierdiffuse.logit")
+
+        # === Functional model ===
+        def score(embedded):
+            history, history_mask = embedded["history"], embedded["history_mask"]
+            candidate_mask = embedded["candidate_mask"]
+            rows = embedded["features"]
+            items, gaps = rows[schema.history_key], _gaps(schema, rows, gap_feature)
+            long = encode_long(history, history_mask)
+            short, counts, dispersions = encode_short(history, history_mask, items, gaps)
+            interests = [long, short[:, 0]]
+            if fused:
+                interest, conditions = {
+                    "long": (long, short),
+                    "short": (short[:, 0], long[:, None]),
+                }[diffused]
+                if not guided:
+                    conditions, counts, dispersions = (
+                        x[:, :0] for x in (conditions, counts, dispersions)
+                    )
+                real = ops.any(candidate_mask, axis=1) & ops.any(history_mask, axis=1)
+                weights = guide(conditions, counts, dispersions)
+                interests = [fuse(interest, conditions, weights, real)]
+            if target_attention:
+                interests.append(
+                    attention(history, embedded["target"], history_mask, candidate_mask)
+                )
+            inputs = tower_inputs(embedded, *interests)
+            return logit(tower(inputs, candidate_mask=candidate_mask))
+
+        super().__init__(schema, score, embedding_dim, embedding_stddev, dtype, **kwargs)
+
+        # === Config ===
+        self.long_length = long_length
+        self.short_length = short_length
+        self.max_sessions = max_sessions
+        self.gap_feature = gap_feature
+        self.num_heads = num_heads
+        self.num_blocks = num_blocks
+        self.fusion = fusion
+        self.direction = direction
+        self.guidance = guidance
+        self.guidance_weight = guidance_weight
+        self.backbone = backbone
+        self.sampler = sampler
+        self.sampling_steps = sampling_steps
+        self.start_step = start_step
+        self.diffusion_weight = diffusion_weight
+        self.reconstruction = reconstruction
+        self.trajectory = trajectory
+        self.trajectory_state = trajectory_state
+        self.condition_dropout = condition_dropout
+        self.curriculum_steps = curriculum_steps
+        self.target_attention = target_attention
+        self.tower_units = tower.units
+        self.activation = activation
+        self.dropout = dropout
+
+    def get_config(self):
+        names = (
+            "long_length", "short_length", "max_sessions", "gap_feature", "num_heads", "num_blocks",
+            "fusion", "direction", "guidance", "guidance_weight", "backbone", "sampler",
+            "sampling_steps", "start_step", "diffusion_weight", "reconstruction", "trajectory",
+            "trajectory_state", "condition_dropout", "curriculum_steps", "target_attention",
+            "tower_units", "activation", "dropout",
+        )  # fmt: skip
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def _gaps(schema, rows, name):
+    features = {feature.name: rows[feature.name] for feature in schema.group("behavior")}
+    if name is None:
+        return next(iter(features.values()), None)
+    return choose("gap_feature", name, features)
