@@ -29,7 +29,7 @@ from tfrec_diffusion.optimizers import LazyAdam
 from tfrec_diffusion.schema import Feature, Schema, Table
 
 PARTS = flags.DEFINE_list("parts", ["a", "b", "c", "d"], "what to measure")
-DDIM_STEPS = flags.DEFINE_list("ddim_steps", ["10", "50"], "numbers of steps of DDIM")
+DDIM_STEPS = flags.DEFINE_list("ddim_steps", ["50", "100"], "numbers of steps of DDIM")
 DDPM_STEPS = flags.DEFINE_list("ddpm_steps", ["20", "1000"], "numbers of steps of DDPM")
 
 _BATCH, _LENGTH, _DIM = 256, 200, 40
