@@ -398,7 +398,10 @@ def test_config():
             {"sampler": "sde"},
             "`sampler` must be one of ['ddim', 'ddpm', 'tcc']. Received: sampler=",
         ),
-        ({"trajectory_state": "x"}, '`trajectory_state` must be "same_noise" or "ddim". Received:'),
+        (
+            {"trajectory_state": "x"},
+            "`trajectory_state` must be one of ['ddim', 'same_noise']. Received:",
+        ),
         ({"condition_dropout": 1}, "`condition_dropout` must be in [0, 1). Received: "),
         ({"weight": -1}, "`weight` must be >= 0. Received: weight=-1"),
         ({"curriculum_steps": 0}, "`curriculum_steps` must be a positive integer. Received: curr"),

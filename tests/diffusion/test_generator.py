@@ -383,10 +383,10 @@ def test_config():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"spacing": "even"}, "`spacing` must be one of ('consecutive', 'strided'). Received: spa"),
-        ({"start": "zero"}, "`start` must be one of ('uniform', 'matched', 'gaussian'). Received"),
-        ({"sampler": "sde"}, "`sampler` must be one of ('ddpm', 'ddim'). Received: sampler='sde'"),
-        ({"sigma": 1}, "`sigma` must be one of ('beta', 'posterior'). Received: sigma=1"),
+        ({"spacing": "even"}, "`spacing` must be one of ['consecutive', 'strided']. Received: spa"),
+        ({"start": "zero"}, "`start` must be one of ['gaussian', 'matched', 'uniform']. Received"),
+        ({"sampler": "sde"}, "`sampler` must be one of ['ddim', 'ddpm']. Received: sampler='sde'"),
+        ({"sigma": 1}, "`sigma` must be one of ['beta', 'posterior']. Received: sigma=1"),
         ({"num_steps": 0}, "`num_steps` must be an integer in [1, 1000]. Received: num_steps=0"),
         ({"num_steps": 2.0}, "`num_steps` must be an integer in [1, 1000]. Received: num_steps=2"),
         (

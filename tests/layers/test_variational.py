@@ -178,7 +178,7 @@ def test_keras_file_keeps_the_weights(tmp_path, inputs):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"latent_dim": 0}, "`latent_dim` must be a positive integer or None. Received: "),
+        ({"latent_dim": 0}, "`latent_dim` must be a positive integer. Received: "),
         ({"weight": -1}, "`weight` must be >= 0. Received: weight=-1"),
     ],
 )

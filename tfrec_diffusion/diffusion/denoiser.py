@@ -5,6 +5,8 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from tfrec_diffusion.layers.arguments import check_positive_integers
+
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class DenoiserBlock(keras.layers.Layer):
@@ -139,10 +141,7 @@ class GuidedDenoiser(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        sizes = {"num_blocks": num_blocks, "num_heads": num_heads, "ffn_factor": ffn_factor}
-        for name, value in sizes.items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+        check_positive_integers(num_blocks=num_blocks, num_heads=num_heads, ffn_factor=ffn_factor)
         self.num_blocks = num_blocks
         self.num_heads = num_heads
         self.ffn_factor = ffn_factor

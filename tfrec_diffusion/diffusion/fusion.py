@@ -7,6 +7,12 @@ from keras import ops
 from tfrec_diffusion.diffusion import sampler
 from tfrec_diffusion.diffusion.guidance import mix
 from tfrec_diffusion.diffusion.schedule import Schedule
+from tfrec_diffusion.layers.arguments import (
+    check_choice,
+    check_not_negative,
+    check_positive_integers,
+)
+from tfrec_diffusion.layers.auxiliary_loss import add_mean_loss
 from tfrec_diffusion.layers.noise import normal, randint, uniform
 
 _INFERENCE_SEED = 2025
@@ -67,26 +73,15 @@ class DiffusionFusion(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if sampler not in _CHAINS:
-            raise ValueError(
-                f"`sampler` must be one of {sorted(_CHAINS)}. Received: sampler={sampler!r}"
-            )
-        if trajectory_state not in ("same_noise", "ddim"):
-            raise ValueError(
-                '`trajectory_state` must be "same_noise" or "ddim". '
-                f"Received: trajectory_state={trajectory_state!r}"
-            )
+        check_choice("sampler", sampler, _CHAINS)
+        check_choice("trajectory_state", trajectory_state, ("same_noise", "ddim"))
         if not 0 <= condition_dropout < 1:
             raise ValueError(
-                f"`condition_dropout` must be in [0, 1). Received: {condition_dropout}"
+                "`condition_dropout` must be in [0, 1). "
+                f"Received: condition_dropout={condition_dropout}"
             )
-        if weight < 0:
-            raise ValueError(f"`weight` must be >= 0. Received: weight={weight}")
-        if not isinstance(curriculum_steps, int) or curriculum_steps < 1:
-            raise ValueError(
-                "`curriculum_steps` must be a positive integer. "
-                f"Received: curriculum_steps={curriculum_steps!r}"
-            )
+        check_not_negative(weight=weight)
+        check_positive_integers(curriculum_steps=curriculum_steps)
         self.denoiser = denoiser
         self.sampler = sampler
         self.num_steps = num_steps
@@ -236,12 +231,8 @@ class DiffusionFusion(keras.layers.Layer):
             ops.cast(normal(ops.shape(interest), self.seed_generator), interest.dtype),
         )
         lambdas = (float(self.reconstruction), self.trajectory * self.trajectory_weight(progress))
-        real = ops.cast(real, "float32")
         for error, factor, tracker in zip(errors, lambdas, self.loss_trackers, strict=True):
-            error = ops.mean(ops.cast(error, "float32"), axis=1)
-            loss = ops.sum(error * real) / ops.maximum(ops.sum(real), 1.0)
-            tracker.update_state(loss)
-            self.add_loss(self.weight * factor * loss)
+            add_mean_loss(self, error, real, self.weight * factor, tracker)
 
     def compute_output_spec(self, interest, *_, training=None):
         return keras.KerasTensor(interest.shape, self.compute_dtype)

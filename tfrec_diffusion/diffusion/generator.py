@@ -7,6 +7,8 @@ from keras import ops
 from tfrec_diffusion.diffusion import sampler
 from tfrec_diffusion.diffusion.denoiser import GuidedDenoiser
 from tfrec_diffusion.diffusion.schedule import Schedule
+from tfrec_diffusion.layers.arguments import check_choice, check_not_negative
+from tfrec_diffusion.layers.auxiliary_loss import add_mean_loss
 from tfrec_diffusion.layers.noise import normal, randint
 
 _INFERENCE_SEED = 2025
@@ -66,17 +68,16 @@ class DiffusionGenerator(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        _check_choice("spacing", spacing, ("consecutive", "strided"))
-        _check_choice("start", start, ("uniform", "matched", "gaussian"))
-        _check_choice("sampler", sampler, ("ddpm", "ddim"))
-        _check_choice("sigma", sigma, ("beta", "posterior"))
+        check_choice("spacing", spacing, ("consecutive", "strided"))
+        check_choice("start", start, ("uniform", "matched", "gaussian"))
+        check_choice("sampler", sampler, ("ddpm", "ddim"))
+        check_choice("sigma", sigma, ("beta", "posterior"))
         if not isinstance(num_steps, int) or not 0 < num_steps <= num_train_steps:
             raise ValueError(
                 f"`num_steps` must be an integer in [1, {num_train_steps}]. "
                 f"Received: num_steps={num_steps!r}"
             )
-        if weight < 0:
-            raise ValueError(f"`weight` must be >= 0. Received: weight={weight}")
+        check_not_negative(weight=weight)
         self.num_steps = num_steps
         self.spacing = spacing
         self.start_step = start_step
@@ -132,7 +133,8 @@ class DiffusionGenerator(keras.layers.Layer):
         if training:
             t, noise = self._random_step(interests), self._random_noise(interests)
             error = self.denoising_error(interests, condition, t, noise)
-            self._add_loss(error, candidate_mask)
+            real = ops.reshape(candidate_mask, (-1,))
+            add_mean_loss(self, error, real, self.weight, self.loss_tracker)
             t, noise = (
                 self._random_step(interests),
                 self._random_noise(interests, len(self.chain) + 1),
@@ -197,13 +199,6 @@ class DiffusionGenerator(keras.layers.Layer):
         noise = rng.standard_normal((len(self.chain) + 1, 1, c, dim), "float32")
         return ops.convert_to_tensor(t, "int32"), ops.convert_to_tensor(noise)
 
-    def _add_loss(self, error, candidate_mask):
-        real = ops.cast(ops.reshape(candidate_mask, (-1, 1)), error.dtype)
-        count = ops.maximum(ops.sum(real), 1.0) * error.shape[1]
-        loss = ops.sum(error * real) / count
-        self.loss_tracker.update_state(loss)
-        self.add_loss(self.weight * loss)
-
     def compute_output_spec(self, interests, channels, candidate_mask, training=None):
         return keras.KerasTensor(interests.shape, self.compute_dtype)
 
@@ -230,8 +225,3 @@ def unit_length(interests):
     """Each interest scaled to length 1; an empty one stays zero."""
     squared = ops.sum(ops.square(interests), axis=-1, keepdims=True)
     return interests * ops.rsqrt(ops.maximum(squared, 1e-12))
-
-
-def _check_choice(name, value, choices):
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {choices}. Received: {name}={value!r}")

@@ -8,6 +8,8 @@ import math
 import keras
 from keras import ops
 
+from tfrec_diffusion.layers.arguments import check_not_negative
+
 
 def mix(predictions, weights):
     """(1 - sum_i w_i) f(x_t, t) + sum_i w_i f(x_t, t, y_i), eq. 5-6.
@@ -45,8 +47,7 @@ class ClassifierFreeGuidance(keras.layers.Layer):
 
     def __init__(self, weight=1.0, **kwargs):
         super().__init__(**kwargs)
-        if weight < 0:
-            raise ValueError(f"`weight` must be >= 0. Received: weight={weight}")
+        check_not_negative(weight=weight)
         self.weight = weight
 
     def call(self, interests, counts, dispersions):

@@ -8,6 +8,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from tfrec_diffusion.layers.arguments import check_positive_integers
+
 _LOWEST = -1e30
 
 
@@ -100,10 +102,7 @@ class SelfAttentionAggregation(keras.layers.Layer):
 
     def __init__(self, max_behaviors=256, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        if not isinstance(max_behaviors, int) or max_behaviors < 1:
-            raise ValueError(
-                f"`max_behaviors` must be a positive integer. Received: {max_behaviors=}"
-            )
+        check_positive_integers(max_behaviors=max_behaviors)
         self.max_behaviors = max_behaviors
 
     def build(self, history_shape):

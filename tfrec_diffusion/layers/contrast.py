@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from tfrec_diffusion.layers.arguments import check_not_negative
 from tfrec_diffusion.schema import FIRST_INDEX
 
 
@@ -39,8 +40,7 @@ class ContrastiveCalibrator(keras.layers.Layer):
         super().__init__(**kwargs)
         if temperature <= 0:
             raise ValueError(f"`temperature` must be positive. Received: temperature={temperature}")
-        if weight < 0:
-            raise ValueError(f"`weight` must be >= 0. Received: weight={weight}")
+        check_not_negative(weight=weight)
         self.temperature = temperature
         self.weight = weight
         self.loss_tracker = keras.metrics.Mean(name="contrastive_loss")

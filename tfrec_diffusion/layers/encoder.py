@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from tfrec_diffusion.layers.arguments import check_positive_integers
 from tfrec_diffusion.layers.transformer import newest
 
 
@@ -29,13 +30,7 @@ class BehaviorEncoder(keras.layers.Layer):
 
     def __init__(self, length, num_heads=2, num_blocks=1, **kwargs):
         super().__init__(**kwargs)
-        for name, value in (
-            ("length", length),
-            ("num_heads", num_heads),
-            ("num_blocks", num_blocks),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+        check_positive_integers(length=length, num_heads=num_heads, num_blocks=num_blocks)
         self.length = length
         self.num_heads = num_heads
         self.num_blocks = num_blocks

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from tfrec_diffusion.layers.arguments import check_positive_integers
+
 # Lengths below which a vector is taken for zero: of a residual, relative to the projected target,
 # whose rounding it would be; and of the projected target.
 _SMALLEST_RESIDUAL = 1e-5
@@ -32,8 +34,7 @@ class OrthogonalChannels(keras.layers.Layer):
 
     def __init__(self, channels, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        if not isinstance(channels, int) or channels < 1:
-            raise ValueError(f"`channels` must be a positive integer. Received: {channels=}")
+        check_positive_integers(channels=channels)
         self.channels = channels
 
     def build(self, target_shape):

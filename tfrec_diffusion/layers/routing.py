@@ -7,6 +7,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from tfrec_diffusion.layers.arguments import check_positive_integers
+
 # Selection looks no closer than this at a column, relative to its largest magnitude: a matrix
 # product adds in another order at another position or batch size, so that the same behavior, twice
 # in a history, can score a few units in the last place apart, and one would be left out.
@@ -33,11 +35,7 @@ class TopRouting(keras.layers.Layer):
 
     def __init__(self, channels_per_behavior=1, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        if not isinstance(channels_per_behavior, int) or channels_per_behavior < 1:
-            raise ValueError(
-                "`channels_per_behavior` must be a positive integer. "
-                f"Received: {channels_per_behavior=}"
-            )
+        check_positive_integers(channels_per_behavior=channels_per_behavior)
         self.channels_per_behavior = channels_per_behavior
 
     def build(self, scores_shape):
@@ -143,8 +141,7 @@ class TopK(keras.layers.Layer):
 
     def __init__(self, k=100, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        if not isinstance(k, int) or k < 1:
-            raise ValueError(f"`k` must be a positive integer. Received: {k=}")
+        check_positive_integers(k=k)
         self.k = k
 
     def call(self, scores, history_mask):

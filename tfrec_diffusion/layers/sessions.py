@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from tfrec_diffusion.layers.arguments import check_positive_integers
 from tfrec_diffusion.layers.encoder import BehaviorEncoder, unit_scale
 from tfrec_diffusion.layers.transformer import newest
 from tfrec_diffusion.schema import FIRST_INDEX, OUT_OF_VOCABULARY
@@ -41,11 +42,7 @@ class ShortTermEncoder(keras.layers.Layer):
 
     def __init__(self, length=50, max_sessions=10, tiers=(), num_heads=2, num_blocks=1, **kwargs):
         super().__init__(**kwargs)
-        if not isinstance(max_sessions, int) or max_sessions < 1:
-            raise ValueError(
-                "`max_sessions` must be a positive integer. "
-                f"Received: max_sessions={max_sessions!r}"
-            )
+        check_positive_integers(max_sessions=max_sessions)
         self.encoder = BehaviorEncoder(length, num_heads, num_blocks, dtype=self.dtype_policy)
         self.length = length
         self.max_sessions = max_sessions

@@ -4,6 +4,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from tfrec_diffusion.layers.arguments import check_positive_integers
+
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class TargetTransformer(keras.layers.Layer):
@@ -31,9 +33,7 @@ class TargetTransformer(keras.layers.Layer):
 
     def __init__(self, length, heads=2, **kwargs):
         super().__init__(**kwargs)
-        for name, value in (("length", length), ("heads", heads)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+        check_positive_integers(length=length, heads=heads)
         self.length = length
         self.heads = heads
 

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from tfrec_diffusion.layers.arguments import check_not_negative, check_positive_integers
+from tfrec_diffusion.layers.auxiliary_loss import add_mean_loss
 from tfrec_diffusion.layers.mlp import MLP
 from tfrec_diffusion.layers.noise import normal
 
@@ -36,13 +38,9 @@ class VariationalGenerator(keras.layers.Layer):
 
     def __init__(self, latent_dim=None, weight=0.01, **kwargs):
         super().__init__(**kwargs)
-        if latent_dim is not None and (not isinstance(latent_dim, int) or latent_dim < 1):
-            raise ValueError(
-                "`latent_dim` must be a positive integer or None. "
-                f"Received: latent_dim={latent_dim!r}"
-            )
-        if weight < 0:
-            raise ValueError(f"`weight` must be >= 0. Received: weight={weight}")
+        if latent_dim is not None:
+            check_positive_integers(latent_dim=latent_dim)
+        check_not_negative(weight=weight)
         self.latent_dim = latent_dim
         self.weight = weight
         self.seed_generator = keras.random.SeedGenerator()
@@ -77,11 +75,12 @@ class VariationalGenerator(keras.layers.Layer):
             z = mean + ops.exp(0.5 * log_variance) * noise
         augmented = self.reconstruction(self.decoder([z, o]))
         if training:
-            real = ops.repeat(ops.cast(candidate_mask, "float32"), shape[2], axis=1)
-            self._add_loss(r, augmented, mean, log_variance, real)
+            error = self._error(r, augmented, mean, log_variance)
+            error, real = ops.reshape(error, (-1, shape[2])), ops.reshape(candidate_mask, (-1,))
+            add_mean_loss(self, error, real, self.weight, self.loss_tracker)
         return ops.reshape(augmented, shape)
 
-    def _add_loss(self, interests, augmented, mean, log_variance, real):
+    def _error(self, interests, augmented, mean, log_variance):
         target, augmented, mean, log_variance = (
             ops.cast(x, "float32")
             for x in (ops.stop_gradient(interests), augmented, mean, log_variance)
@@ -90,9 +89,7 @@ class VariationalGenerator(keras.layers.Layer):
         divergence = 0.5 * ops.mean(
             ops.square(mean) + ops.exp(log_variance) - 1 - log_variance, axis=-1
         )
-        loss = ops.sum((error + divergence) * real) / ops.maximum(ops.sum(real), 1.0)
-        self.loss_tracker.update_state(loss)
-        self.add_loss(self.weight * loss)
+        return error + divergence
 
     def compute_output_spec(self, interests, *_, training=None):
         return keras.KerasTensor(interests.shape, self.compute_dtype)

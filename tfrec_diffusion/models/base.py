@@ -92,15 +92,6 @@ def as_schema(schema):
     return schema if isinstance(schema, Schema) else Schema.from_config(schema)
 
 
-def choose(argument, name, choices):
-    """choices[name], or an error that names the argument."""
-    if name not in choices:
-        raise ValueError(
-            f"`{argument}` must be one of {sorted(choices)}. Received: {argument}={name!r}"
-        )
-    return choices[name]
-
-
 def tower_inputs(embedded, *interests):
     """The tower's inputs: user and context, candidate, and what a model made of the history."""
     request = [embedded["request"]] if "request" in embedded else []

@@ -9,6 +9,7 @@ from tfrec_diffusion.layers.aggregation import (
     SimilarityAggregation,
     TargetAttentionAggregation,
 )
+from tfrec_diffusion.layers.arguments import choose
 from tfrec_diffusion.layers.contrast import ContrastiveCalibrator
 from tfrec_diffusion.layers.mlp import MLP
 from tfrec_diffusion.layers.multi_interest import MultiInterestExtractor
@@ -16,7 +17,7 @@ from tfrec_diffusion.layers.orthogonal import OrthogonalChannels, TargetChannel
 from tfrec_diffusion.layers.routing import SoftRouting, TopK, TopP, TopRouting
 from tfrec_diffusion.layers.transformer import TargetTransformer
 from tfrec_diffusion.layers.variational import VariationalGenerator
-from tfrec_diffusion.models.base import RankingModel, choose
+from tfrec_diffusion.models.base import RankingModel
 
 _ROUTINGS = {"top_1": (TopRouting, 1), "top_2": (TopRouting, 2), "soft": (SoftRouting,)}
 _AGGREGATIONS = {

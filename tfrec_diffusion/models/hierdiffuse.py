@@ -6,11 +6,12 @@ from keras import ops
 from tfrec_diffusion.diffusion.backbones import MLPDenoiser, TransformerDenoiser
 from tfrec_diffusion.diffusion.fusion import DiffusionFusion
 from tfrec_diffusion.diffusion.guidance import ClassifierFreeGuidance, SemanticGuidance
+from tfrec_diffusion.layers.arguments import choose
 from tfrec_diffusion.layers.attention import LocalActivationUnit
 from tfrec_diffusion.layers.encoder import LongTermEncoder
 from tfrec_diffusion.layers.mlp import MLP
 from tfrec_diffusion.layers.sessions import ShortTermEncoder
-from tfrec_diffusion.models.base import RankingModel, as_schema, choose, tower_inputs
+from tfrec_diffusion.models.base import RankingModel, as_schema, tower_inputs
 
 # What is denoised, and whether the other one guides it.
 _DIRECTIONS = {
