@@ -113,14 +113,11 @@ def main(_):
     results.to_csv(picture.with_suffix(".csv"), index=False)
     draw(results, picture)
 
-    table = results.pivot_table("auc", "share", "run", ["mean", "std"], sort=False)
+    table = results.groupby(["share", "run"])["auc"].agg(["mean", "std"])
     names = list(results["run"].unique())
     print(f"\n| replaced | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
     for share in shares:
-        cells = [
-            f"{table.loc[share, ('mean', name)]:.4f} ± {table.loc[share, ('std', name)]:.4f}"
-            for name in names
-        ]
+        cells = ["{mean:.4f} ± {std:.4f}".format(**table.loc[share, name]) for name in names]
         print(f"| {share:.0%} | {' | '.join(cells)} |")
 
 
