@@ -47,6 +47,7 @@ def make_schema():
 
 
 def create(**settings):
+    settings = {"start_step": None, **settings}  # T, as DDPM of all steps needs
     return models.create("hierdiffuse", make_schema(), embedding_dim=_DIM // 2, **settings)
 
 

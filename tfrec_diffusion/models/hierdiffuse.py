@@ -47,8 +47,9 @@ class HierDiffuse(RankingModel):
         backbone: "mlp" or "transformer" (table 2b).
         sampler: "tcc", "ddim" or "ddpm" (table 2d).
         sampling_steps: Evaluations of the denoiser.
-        start_step, reconstruction, trajectory, trajectory_state, condition_dropout: See
-            `DiffusionFusion`.
+        start_step: t of 1000 at which sampling starts from h^L; `None`: 1000, as printed, where
+            nothing of h^L is left.
+        reconstruction, trajectory, trajectory_state, condition_dropout: See `DiffusionFusion`.
         diffusion_weight: Of the loss of eq. 8.
         curriculum_steps: Steps of the whole training, over which the curriculum runs; the train
             command sets it.
@@ -84,7 +85,7 @@ class HierDiffuse(RankingModel):
         backbone="mlp",
         sampler="tcc",
         sampling_steps=1,
-        start_step=None,
+        start_step=500,
         diffusion_weight=0.1,
         reconstruction=True,
         trajectory=True,
