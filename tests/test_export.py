@@ -70,6 +70,12 @@ def expected_scores(model, raw):
     return model(rows).numpy() * (np.array(ROWS["item"]) != 0)
 
 
+def call(signature, values):
+    """Calls a signature with those of the values that it takes."""
+    taken = signature.structured_input_signature[1]
+    return signature(**{name: tf.constant(values[name]) for name in taken})["click_probability"]
+
+
 def as_example(raw, i):
     """Request i as a `tf.train.Example`; a history's padding is left out."""
     example = tf.train.Example()
@@ -90,10 +96,7 @@ def as_example(raw, i):
 def test_raw_values_give_the_models_scores(model, model_dir, raw):
     version = export(model, model_dir, model_dir / "export")
     served = tf.saved_model.load(str(version)).signatures["serving_default"]
-    scores = served(**{name: tf.constant(value) for name, value in raw.items()})
-    np.testing.assert_allclose(
-        scores["click_probability"], expected_scores(model, raw), rtol=1e-5, atol=1e-7
-    )
+    np.testing.assert_allclose(call(served, raw), expected_scores(model, raw), rtol=1e-5, atol=1e-7)
 
 
 def test_examples_give_the_models_scores(model, model_dir, raw):
@@ -116,18 +119,28 @@ def test_a_model_gets_what_is_known_of_each_behavior(model_dir, schema, raw):
         return sums + keras.ops.zeros_like(embedded["candidate"][..., :1])
 
     model = RankingModel(schema, score, embedding_dim=None, embedding_stddev=0.01)
+    model.behavior_features = ("history_gap",)
     served = tf.saved_model.load(str(export(model, model_dir, model_dir / "export"))).signatures
 
     def first(scores):
-        return scores["click_probability"].numpy()[:, 0].tolist()
+        return scores.numpy()[:, 0].tolist()
+
+    def of_examples(examples):
+        return served["examples"](examples=tf.constant(examples))["click_probability"]
 
     gaps, nothing = pytest.approx(1 / (1 + np.exp(-5))), 0.5
-    named = served["serving_default"](**{name: tf.constant(value) for name, value in raw.items()})
-    assert first(named) == [gaps, nothing, nothing]
+    assert first(call(served["serving_default"], raw)) == [gaps, nothing, nothing]
     silent = {name: value for name, value in raw.items() if name != "history_gap"}
     examples = [as_example(raw, 0), as_example(silent, 0), as_example(raw, 1)]
-    assert first(served["examples"](examples=tf.constant(examples))) == [gaps, nothing, nothing]
-    assert first(served["examples"](examples=tf.constant(examples[1:]))) == [nothing, nothing]
+    assert first(of_examples(examples)) == [gaps, nothing, nothing]
+    assert first(of_examples(examples[1:])) == [nothing, nothing]
+
+
+@pytest.mark.parametrize(("name", "used"), [("din", False), ("hierdiffuse", True)])
+def test_what_a_model_does_not_use_of_behaviors_is_no_input(name, used, model_dir, schema):
+    version = export(models.create(name, schema=schema), model_dir, model_dir / "export")
+    served = tf.saved_model.load(str(version)).signatures["serving_default"]
+    assert ("history_gap" in served.structured_input_signature[1]) == used
 
 
 def test_a_hundred_candidates_equal_one_at_a_time(model, model_dir, raw):
@@ -135,10 +148,10 @@ def test_a_hundred_candidates_equal_one_at_a_time(model, model_dir, raw):
     served = tf.saved_model.load(str(version)).signatures["serving_default"]
     candidates = ("item", "category", "price")
     many = {k: np.tile(v, 40)[:, :100] if k in candidates else v for k, v in raw.items()}
-    together = served(**{k: tf.constant(v) for k, v in many.items()})["click_probability"]
+    together = call(served, many)
     for i in (0, 1, 50, 99):
         one = {k: v[:, i : i + 1] if k in candidates else v for k, v in many.items()}
-        alone = served(**{k: tf.constant(v) for k, v in one.items()})["click_probability"]
+        alone = call(served, one)
         np.testing.assert_allclose(together[:, i : i + 1], alone, rtol=1e-5, atol=1e-7)
 
 
@@ -166,7 +179,7 @@ def test_nothing_is_compiled_anew_for_each_number_of_candidates(model_dir, schem
 def test_a_wrong_request_gets_tensorflows_own_error(model_dir, schema, raw):
     version = export(models.create("din", schema=schema), model_dir, model_dir / "export")
     served = tf.saved_model.load(str(version)).signatures["serving_default"]
-    request = {name: tf.constant(value) for name, value in raw.items()}
+    request = {k: tf.constant(v) for k, v in raw.items() if k != "history_gap"}
     with pytest.raises(TypeError, match="item"):
         served(**{name: value for name, value in request.items() if name != "item"})
     with pytest.raises(tf.errors.InvalidArgumentError, match="expected to be a int64 tensor"):

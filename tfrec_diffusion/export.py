@@ -25,7 +25,8 @@ def export(model, vocabulary_directory, export_dir):
     ("" of strings, -1 of integers, NaN of floats), which also stands for any value not known.
     `examples` takes `examples` (batch,), serialized `tf.train.Example`s of the same raw values.
     Both return `click_probability` (batch, candidates), float32, 0 for a padded candidate.
-    Of a history longer than the model was trained with, the newest behaviors count.
+    Of a history longer than the model was trained with, the newest behaviors count. What the model
+    does not use of the behaviors is no input.
 
     Args:
         model: `RankingModel`.
@@ -35,11 +36,17 @@ def export(model, vocabulary_directory, export_dir):
     Returns:
         Path of the version.
     """
-    schema = dataclasses.replace(model.schema, directory=str(vocabulary_directory))
+    unused = {f.name for f in model.schema.group("behavior")} - set(model.behavior_features)
+    schema = dataclasses.replace(
+        model.schema,
+        features=[f for f in model.schema.features if f.name not in unused],
+        directory=str(vocabulary_directory),
+    )
     lookup = RequestLookup(schema)
 
     def score(raw):
         rows = lookup(raw)
+        rows |= dict.fromkeys(unused, tf.zeros_like(rows[schema.history_key]))
         real = tf.not_equal(rows[schema.candidate_key], PADDING)
         return {OUTPUT: tf.where(real, model(rows, training=False), 0.0)}
 

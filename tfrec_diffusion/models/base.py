@@ -31,7 +31,12 @@ class RankingModel(keras.Model):
 
     Returns:
         float32 click probabilities, (batch, candidates).
+
+    Attributes:
+        behavior_features: Names of the schema's behavior features that the model uses.
     """
+
+    behavior_features = ()
 
     def __init__(self, schema, score, embedding_dim, embedding_stddev, dtype=None, **kwargs):
         schema = as_schema(schema)

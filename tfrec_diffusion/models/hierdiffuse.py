@@ -6,7 +6,7 @@ from keras import ops
 from tfrec_diffusion.diffusion.backbones import MLPDenoiser, TransformerDenoiser
 from tfrec_diffusion.diffusion.fusion import DiffusionFusion
 from tfrec_diffusion.diffusion.guidance import ClassifierFreeGuidance, SemanticGuidance
-from tfrec_diffusion.layers.arguments import choose
+from tfrec_diffusion.layers.arguments import check_choice, choose
 from tfrec_diffusion.layers.attention import LocalActivationUnit
 from tfrec_diffusion.layers.encoder import LongTermEncoder
 from tfrec_diffusion.layers.mlp import MLP
@@ -103,6 +103,11 @@ class HierDiffuse(RankingModel):
     ):
         # === Layers ===
         schema = as_schema(schema)
+        gap_features = [feature.name for feature in schema.group("behavior")]
+        if gap_feature is None:
+            gap_feature = next(iter(gap_features), None)
+        else:
+            check_choice("gap_feature", gap_feature, gap_features)
         diffused, guided = choose("direction", direction, _DIRECTIONS)
         fused = choose("fusion", fusion, {"diffusion": True, "concatenation": False})
         semantic = choose("guidance", guidance, {"sgd": True, "cfg": False})
@@ -154,7 +159,7 @@ class HierDiffuse(RankingModel):
             history, history_mask = embedded["history"], embedded["history_mask"]
             candidate_mask = embedded["candidate_mask"]
             rows = embedded["features"]
-            items, gaps = rows[schema.history_key], _gaps(schema, rows, gap_feature)
+            items, gaps = rows[schema.history_key], rows.get(gap_feature)
             long = encode_long(history, history_mask)
             short, counts, dispersions = encode_short(history, history_mask, items, gaps)
             interests = [long, short[:, 0]]
@@ -184,6 +189,7 @@ class HierDiffuse(RankingModel):
         self.short_length = short_length
         self.max_sessions = max_sessions
         self.gap_feature = gap_feature
+        self.behavior_features = () if gap_feature is None else (gap_feature,)
         self.num_heads = num_heads
         self.num_blocks = num_blocks
         self.fusion = fusion
@@ -214,10 +220,3 @@ class HierDiffuse(RankingModel):
             "tower_units", "activation", "dropout",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
-
-
-def _gaps(schema, rows, name):
-    features = {feature.name: rows[feature.name] for feature in schema.group("behavior")}
-    if name is None:
-        return next(iter(features.values()), None)
-    return choose("gap_feature", name, features)
