@@ -23,10 +23,10 @@ class Vocabulary:
     """
 
     def __init__(self, name, dtype, values, tiers=()):
-        self.tiers = tiers
         self.name = name
         self.dtype = dtype
         self.values = _as_array(values, dtype)
+        self.tiers = tiers
         self._index = pd.Index(self.values)
 
     @classmethod
