@@ -99,6 +99,18 @@ def test_parquet_types(database, tmp_path):
 def test_errors_of_the_database_are_pythons_own(database):
     with pytest.raises(ValueError, match="^Conversion Error.*abc"):
         database.execute("SELECT 'abc'::BIGINT\n")
+
+
+@pytest.fixture
+def _ctrl_c_interrupts():
+    # A shell's background jobs ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c_interrupts")
+def test_ctrl_c_stops_a_query(database):
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):

@@ -217,12 +217,15 @@ class Database:
         with _clear_errors():
             task = self._worker.submit(work)
             try:
-                return task.result()
+                # Waits in slices: a signal that came to another thread wakes no wait of this one.
+                while not concurrent.futures.wait([task], timeout=0.1).done:
+                    pass
             except KeyboardInterrupt:
                 while not task.done():
                     connection.interrupt()
                     concurrent.futures.wait([task], timeout=0.1)
                 raise
+            return task.result()
 
     def _read_numbers(self, table, name, kind):
         """Turns a column of text into one of numbers."""
