@@ -77,20 +77,30 @@ def convergence(fusion, interest, conditions, weights):
     yield "h^L and DDPM", cosine(interest, ddpm[0])
 
 
-def scores(model, fusion, data, split, change):
-    """Labels and scores of a split, with `change` applied to the guidance of all its requests."""
+def aucs(model, fusion, data, split, changes):
+    """AUC of a split by name, each change applied to the guidance of all its requests.
+
+    Args:
+        changes: dict of functions of all requests' conditions and weights by name.
+    """
     until = keras.Model(model.input, fusion.input)
     # What of the model lies behind the fusion, with the fusion's result as one more input.
     behind = keras.Model([model.input, fusion.output], model.output)
     batches = list(data.batches(split))
     parts = [until.predict_on_batch(features) for features, *_ in batches]
     interest, conditions, weights, real = (np.concatenate(x) for x in zip(*parts, strict=True))
-    conditions, weights = change(conditions, weights)
+    for name, change in changes.items():
+        inputs = (interest, *change(conditions, weights), real)
+        yield name, metrics.auc(*scores(behind, fusion, batches, inputs))
+
+
+def scores(behind, fusion, batches, inputs):
+    """Labels and scores of the batches' real candidates, with these inputs of the fusion."""
     labels, predicted, start = [], [], 0
     for features, label, weight in batches:
         rows = slice(start, start + len(label))
         start = rows.stop
-        fused = fusion(interest[rows], conditions[rows], weights[rows], real[rows])
+        fused = fusion(*(x[rows] for x in inputs))
         counted = weight.numpy() > 0
         predicted.append(behind.predict_on_batch([features, fused])[counted])
         labels.append(label.numpy()[counted])
@@ -133,8 +143,7 @@ def main(_):
         "none": lambda conditions, weights: (conditions, np.zeros_like(weights)),
     }
     print(f"\n| short-term interests, {SPLIT.value} | AUC |\n|---|---:|")
-    for name, change in changes.items():
-        value = metrics.auc(*scores(model, fusion, data, SPLIT.value, change))
+    for name, value in aucs(model, fusion, data, SPLIT.value, changes):
         print(f"| {name} | {value:.4f} |", flush=True)
 
 

@@ -3,6 +3,7 @@ import literal_fusion
 import numpy as np
 import pytest
 import tensorflow as tf
+from differences import assert_gradients_are_differences
 
 from tfrec_diffusion.diffusion.backbones import MLPDenoiser, TransformerDenoiser
 from tfrec_diffusion.diffusion.fusion import DiffusionFusion
@@ -66,22 +67,6 @@ def spy(monkeypatch, fusion, method):
 def train(fusion, rows=ROWS, real=None, **kwargs):
     interest, y, weights, _ = draw(rows, **kwargs)
     fusion(interest, y, weights, np.ones(rows, bool) if real is None else real, training=True)
-
-
-def assert_gradients_are_differences(variables, gradients, literal_loss, rel=1e-2):
-    """Along a random direction of each variable."""
-    rng = np.random.default_rng(2)
-    for variable, gradient in zip(variables, gradients, strict=True):
-        center, direction = variable.numpy(), rng.normal(size=variable.shape)
-        values, losses = [], []
-        for distance in (-1e-3, 1e-3):
-            variable.assign(center + distance * direction)
-            values.append(variable.numpy().astype("float64"))
-            losses.append(literal_loss())
-        variable.assign(center)
-        expected = np.sum(gradient * (values[1] - values[0]))
-        assert losses[1] - losses[0] == pytest.approx(expected, rel=rel, abs=1e-6)
-        assert np.abs(gradient).max() > 1e-4
 
 
 # === Equation 1 ===
