@@ -16,6 +16,7 @@ ORDER = (
     "diffusion",
     "models",
     "input_pipeline",
+    "runs",
     "datasets",
     "callbacks",
     "flags",

@@ -55,7 +55,7 @@ def last_line(done):
 
 @pytest.mark.slow
 def test_command(command, tmp_path):
-    directory = tmp_path / "data" / "taobao" / "1.1.0"
+    directory = tmp_path / "data" / "taobao" / "1.2.0"
     done = command("--dataset=taobao", "--set=history_length=3", "--set=protocol=last_behaviors")
     assert done.returncode == 0
     assert "behaviors                                    300         300" in done.stdout
@@ -81,7 +81,10 @@ def test_command(command, tmp_path):
     ("arguments", "message"),
     [
         ((), "--dataset"),
-        (("--dataset=tabao",), "`dataset` must be one of ['amazon_books', 'logs', 'synthetic'"),
+        (
+            ("--dataset=tabao",),
+            "`dataset` must be one of ['amazon_books', 'clustered', 'logs', 'synthetic'",
+        ),
         (("--dataset=taobao", "--set=lenght=3"), "one of: history_length=200, min_count=1"),
         (("--dataset=logs",), "`spec` must be the path of a JSON file"),
         (("--dataset=logs", "--set=spec=no.json"), "Received: no.json"),
@@ -113,7 +116,7 @@ def test_interrupted_command_leaves_nothing_whole_and_starts_clean(tmp_path, raw
         time.sleep(0.02)
     process.send_signal(how)
     assert process.wait() == (130 if how == signal.SIGINT else -signal.SIGKILL)
-    assert not (directory / "1.1.0").exists()
+    assert not (directory / "1.2.0").exists()
     (raw_dir / "UserBehavior.csv").write_text(RAW)
     whole = prepare("taobao", raw_dir=raw_dir, data_dir=tmp_path / "data")
     assert list(directory.iterdir()) == [whole]
@@ -139,13 +142,13 @@ def test_what_is_there_is_left_alone(tmp_path, raw_dir):
 def test_options_of_what_a_killed_overwrite_moved_are_checked(tmp_path, raw_dir):
     directory = prepare("taobao", raw_dir=raw_dir, data_dir=tmp_path / "data")
     before = digests(directory)
-    directory.rename(directory.with_name("replaced_1.1.0"))
+    directory.rename(directory.with_name("replaced_1.2.0"))
     with pytest.raises(ValueError, match="was prepared with history_length=200, not 3"):
         prepare("taobao", raw_dir=raw_dir, data_dir=tmp_path / "data", history_length=3)
     assert digests(directory) == before
 
 
 def test_something_else_is_there(tmp_path, raw_dir):
-    (tmp_path / "taobao" / "1.1.0").mkdir(parents=True)
+    (tmp_path / "taobao" / "1.2.0").mkdir(parents=True)
     with pytest.raises(ValueError, match="is not a prepared data set"):
         prepare("taobao", raw_dir=raw_dir, data_dir=tmp_path)

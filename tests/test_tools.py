@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tfrec_diffusion.evaluate import evaluate, load_model
+from tfrec_diffusion.evaluate import evaluate
 from tfrec_diffusion.input_pipeline import RequestData
 from tfrec_diffusion.prepare import prepare
+from tfrec_diffusion.runs import load_model
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 CHANNELS, TOP_P = 6, 0.1  # some channels are empty

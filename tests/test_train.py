@@ -19,9 +19,9 @@ import pytest
 import tensorflow as tf
 
 from tfrec_diffusion import flags, models, train
-from tfrec_diffusion.evaluate import load_model
 from tfrec_diffusion.locking import lock
 from tfrec_diffusion.prepare import prepare
+from tfrec_diffusion.runs import load_model
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 TAOBAO = REPOSITORY.parent / "shared" / "data" / "taobao"

@@ -9,8 +9,8 @@ import keras
 import tensorflow as tf
 
 from tfrec_diffusion import flags
-from tfrec_diffusion.evaluate import load_model
 from tfrec_diffusion.layers.lookup import RequestLookup
+from tfrec_diffusion.runs import load_model
 from tfrec_diffusion.schema import PADDING
 
 OUTPUT = "click_probability"

@@ -16,18 +16,12 @@ import tensorflow as tf
 import tfrec_diffusion
 from tfrec_diffusion import flags, models, prepare
 from tfrec_diffusion.callbacks import Checkpoints, Interrupted, Scalars
-from tfrec_diffusion.evaluate import (
-    FLAGS_FILE,
-    MODEL_FILE,
-    check_same_data,
-    describe,
-    evaluate,
-    load_model,
-)
+from tfrec_diffusion.evaluate import describe, evaluate
 from tfrec_diffusion.input_pipeline import RequestData, find_prepared
 from tfrec_diffusion.locking import lock
 from tfrec_diffusion.losses import LogLoss
 from tfrec_diffusion.optimizers import LazyAdam
+from tfrec_diffusion.runs import FLAGS_FILE, MODEL_FILE, check_same_data, load_model
 from tfrec_diffusion.schema import Schema
 
 METRICS_FILE = "metrics.json"

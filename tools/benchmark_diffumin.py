@@ -98,7 +98,7 @@ def pieces(model, features, mode):
         "channels and extractor": ([history, target, history_mask], layer["extractor"].output),
         "generator": (layer["generator"].input, layer["generator"].output),
         "short-term Transformer": (layer["short_term"].input, layer["short_term"].output),
-        "tower": (layer["tower"].input, model.output),
+        "tower": (layer["click.tower"].input, model.output),
     }
     calls = {name: piece(model, *both, features, mode) for name, both in ends.items()}
 

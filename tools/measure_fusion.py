@@ -18,7 +18,7 @@ from absl import app, flags
 
 from tfrec_diffusion import metrics
 from tfrec_diffusion.diffusion.fusion import DiffusionFusion
-from tfrec_diffusion.evaluate import load_run
+from tfrec_diffusion.runs import load_run
 
 MODEL_DIR = flags.DEFINE_string("model_dir", None, "of a trained HierDiffuse", required=True)
 DATA_DIR = flags.DEFINE_string("data_dir", None, "default: where the model was trained from")

@@ -28,10 +28,10 @@ from keras import ops
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
-from tfrec_diffusion.evaluate import load_run
 from tfrec_diffusion.layers.multi_interest import MultiInterestExtractor
 from tfrec_diffusion.layers.routing import TopRouting
 from tfrec_diffusion.models import DiffuMIN
+from tfrec_diffusion.runs import load_run
 
 MODEL_DIR = flags.DEFINE_string("model_dir", None, "of a trained DiffuMIN", required=True)
 DATA_DIR = flags.DEFINE_string("data_dir", None, "default: where the model was trained from")

@@ -18,7 +18,7 @@ from absl import app, flags
 from matplotlib.figure import Figure
 
 from tfrec_diffusion import metrics
-from tfrec_diffusion.evaluate import load_run
+from tfrec_diffusion.runs import load_run
 
 RUNS = flags.DEFINE_multi_string("run", None, "name=directory,directory; repeat it", required=True)
 DATA_DIR = flags.DEFINE_string("data_dir", None, "default: where the models were trained from")

@@ -10,38 +10,24 @@ What follows `--` goes to `train` for every run. Each run and seed has a directo
 that of Welch's t-test on the AUCs, against the first run. Needs scipy.
 """
 
-import json
-import pathlib
-import re
-import shlex
 import subprocess
 import sys
 
-import numpy as np
 from absl import app, flags
-from scipy import stats
-
-from tfrec_diffusion.metrics import rela_impr
+from seeded_runs import COLUMNS, Run, cells
 
 RUNS = flags.DEFINE_multi_string("run", ["avg_pooling", "din"], "repeat it; the first is the base")
 SEEDS = flags.DEFINE_integer("seeds", 3, "number of seeds, from 0", 2)
 SPLITS = flags.DEFINE_list("splits", None, "splits in the table; default: all that were evaluated")
 MODEL_DIR = flags.DEFINE_string("model_dir", None, "directory of the runs", required=True)
-METRICS = ("auc", "gauc", "log_loss")
 
 
 def train(run, seed, arguments):
     """Metrics of a run with one seed, by split."""
-    model, *words = shlex.split(run)
-    name = re.sub(r"[^\w.,=-]+", "_", " ".join(word.lstrip("-") for word in (model, *words)))
-    model_dir = pathlib.Path(MODEL_DIR.value, f"{name}_{seed}")
-    settings = [word if word.startswith("--") else f"--set={word}" for word in words]
-    own = [f"--model={model}", *settings, f"--seed={seed}", f"--model_dir={model_dir}"]
-    path = model_dir / "metrics.json"
-    if not path.exists() or json.loads(path.read_text())["command"][1:] != [*arguments, *own]:
-        command = [sys.executable, "-m", "tfrec_diffusion.train", *arguments, *own]
-        subprocess.run(command, check=True, stdout=sys.stderr)
-    return json.loads(path.read_text())["splits"]
+    run = Run(run, seed, arguments, MODEL_DIR.value)
+    if not run.finished():
+        subprocess.run(run.command, check=True, stdout=sys.stderr)
+    return run.metrics()["splits"]
 
 
 def table(results, splits):
@@ -51,19 +37,13 @@ def table(results, splits):
         results: dict of run → one dict for each seed: split → metric → value.
         splits: Names of splits.
     """
-    yield "| split | run | AUC | GAUC | log loss | RelaImpr | p |\n|---|---|---|---|---|---|---|"
+    yield f"| split | run | {' | '.join(COLUMNS)} |\n|---|---|{'---|' * len(COLUMNS)}"
     for split in splits:
         base = None
         for run, seeds in results.items():
-            values = {m: np.array([seed[split][m] for seed in seeds], float) for m in METRICS}
-            cells = [f"{values[m].mean():.4f} ± {values[m].std(ddof=1):.4f}" for m in METRICS]
-            if base is None:
-                base = values["auc"]
-                cells += ["", ""]
-            else:
-                cells.append(f"{rela_impr(values['auc'].mean(), base.mean()):+.2f}%")
-                cells.append(f"{stats.ttest_ind(values['auc'], base, equal_var=False).pvalue:.3f}")
-            yield f"| {split} | {run} | {' | '.join(cells)} |"
+            of_split = [seed[split] for seed in seeds]
+            yield f"| {split} | {run} | {' | '.join(cells(of_split, base))} |"
+            base = base or of_split
 
 
 def main(arguments):

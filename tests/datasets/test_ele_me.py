@@ -47,7 +47,7 @@ def _prepare(tmp_path, days, **options):
     builder = ele_me.EleMe(raw_dir=raw_dir, data_dir=tmp_path / "data", **options)
     builder.write()
     schema = schema_lib.Schema.load(builder.data_dir)
-    report = json.loads((tmp_path / "data" / "ele_me" / "1.1.0" / "report.json").read_text())
+    report = json.loads((tmp_path / "data" / "ele_me" / "1.2.0" / "report.json").read_text())
     read = tfds.builder_from_directory(builder.data_dir)
     requests = {split: list(tfds.as_numpy(read.as_dataset(split))) for split in read.info.splits}
     return schema, report, requests
@@ -81,6 +81,7 @@ def test_the_newest_behaviors_are_kept(tmp_path):
     (request,) = requests["test"]
     assert _items(schema, request) == ["pear", "plum"]
     assert request["history_gap"].tolist() == [2, 2], "the gap to a behavior that is not kept"
+    assert request["history_age"].tolist() == [2, 2]
 
 
 def test_gaps_are_within_a_row_and_between_behaviors_that_count(tmp_path):
@@ -89,6 +90,16 @@ def test_gaps_are_within_a_row_and_between_behaviors_that_count(tmp_path):
     assert schema.table("gap").boundaries == (30.0,)
     for request in requests["test"]:
         assert request["history_gap"].tolist() == [0, 3, 2]  # none, 30 minutes, 0 minutes
+
+
+def test_ages_are_minutes_before_the_impression(tmp_path):
+    days = {8: [_row(history="apple;apple;apple;apple;apple", ages="60;59;3600;60;120")] * 2}
+    schema, _, requests = _prepare(tmp_path, days)
+    assert [f.name for f in schema.group("behavior")] == ["history_gap", "history_age"]
+    assert schema.table("age").boundaries == tuple(2.0**power for power in range(20))
+    # An hour lies in the interval from 32 minutes on, the seventh; less than a minute in the first.
+    for request in requests["test"]:
+        assert request["history_age"].tolist() == [8, 4, 3, 3, 2]
 
 
 def test_behaviors_not_before_the_impression_or_without_item_are_dropped(tmp_path):
@@ -237,7 +248,7 @@ def test_a_missing_day_is_named(tmp_path):
     builder = ele_me.EleMe(raw_dir=tmp_path, data_dir=tmp_path / "data")
     with pytest.raises(FileNotFoundError, match=r"no file of day 7: expected D7_0\.csv"):
         builder.write()
-    assert not (tmp_path / "data" / "ele_me" / "1.1.0").exists()
+    assert not (tmp_path / "data" / "ele_me" / "1.2.0").exists()
 
 
 @pytest.mark.parametrize("options", [{"history_length": 0}, {"min_count": True}])

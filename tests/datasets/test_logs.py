@@ -48,7 +48,7 @@ SPEC = {
     },
 }
 
-GAP = {"group": "behavior", "column": "minutes_since_previous", "table": "gap"}
+GAP, AGE = "minutes_since_previous", "minutes_before_impression"
 
 # Unsorted. Training ends at 100 s, validation at 200 s.
 IMPRESSIONS = """\
@@ -119,9 +119,17 @@ def changed(**values):
     return spec
 
 
-def with_gaps(*boundaries, **values):
-    table = {"kind": "boundaries", "dtype": "float32", "boundaries": boundaries}
-    return changed(features__gap=GAP, tables__gap=table, **values)
+def with_minutes(column, *boundaries, **table):
+    """SPEC with the feature `minutes` of that column of the behaviors."""
+    return changed(
+        features__minutes={"group": "behavior", "column": column, "table": "minutes"},
+        tables__minutes={
+            "kind": "boundaries",
+            "dtype": "float32",
+            "boundaries": boundaries,
+            **table,
+        },
+    )
 
 
 def by_label(requests, *names):
@@ -130,7 +138,7 @@ def by_label(requests, *names):
 
 def test_worked_out_by_hand(prepared, read_requests):
     directory = prepared()
-    assert directory.parts[-3:] == ("logs", "shop", "1.1.0")
+    assert directory.parts[-3:] == ("logs", "shop", "1.2.0")
     # ann at 30 s: the behaviors at 10 and 29.999 s, not those at 30 s nor the watch. Shop z was
     # seen once in training; item 4 has no shop. At 50 s: 2 before 5, as in the file.
     # Item 6 was bought when training ended, so that it is unknown.
@@ -182,41 +190,59 @@ def test_history_keeps_the_newest(prepared, read_requests):
 def test_gaps_of_behaviors(prepared, read_requests):
     # ann's behaviors but the watch: at 10, 29.999, 30, 30 and 100 s. In rows: none, 0.333 minutes,
     # 0.00002, 0 and 1.167.
-    spec = with_gaps(0, 0.00001, 0.325, 1)
+    spec = with_minutes(GAP, 0, 0.00001, 0.325, 1)
     rows = [0, 5, 4, 3, 6]
     directory = prepared(spec)
     (validation,) = read_requests(directory, "validation")
-    assert (validation["history_item"], validation["gap"]) == ([1, 4, 2, 5, "?"], rows)
+    assert (validation["history_item"], validation["minutes"]) == ([1, 4, 2, 5, "?"], rows)
     train = read_requests(directory, "train")
-    assert by_label(train, "gap") == [([0.0], []), ([0.0], rows[:2]), ([1.0], rows[:4])]
+    assert by_label(train, "minutes") == [([0.0], []), ([0.0], rows[:2]), ([1.0], rows[:4])]
     (test,) = read_requests(directory, "test")
-    assert test["gap"] == [0]
+    assert test["minutes"] == [0]
     # A behavior that the history has no room for is a previous one nevertheless.
     (validation,) = read_requests(prepared(spec, history_length=2), "validation")
-    assert (validation["history_item"], validation["gap"]) == ([5, "?"], rows[-2:])
-    assert schema_lib.Schema.load(directory).table("gap").boundaries == tuple(
+    assert (validation["history_item"], validation["minutes"]) == ([5, "?"], rows[-2:])
+    assert schema_lib.Schema.load(directory).table("minutes").boundaries == tuple(
         np.float32([0, 0.00001, 0.325, 1]).tolist()
     )
 
 
-def test_gaps_of_timestamps(prepared, digests, tmp_path):
+def test_ages_of_behaviors(prepared, read_requests):
+    spec = with_minutes(AGE, 0.01, 0.33334, 2, 2.3)
+    directory = prepared(spec)
+    # ann at 30 s: 0.333 and 0.00002 minutes. At 50 s: 0.667, 0.33335, and 0.33333 twice.
+    train = read_requests(directory, "train")
+    assert by_label(train, "minutes") == [([0.0], []), ([0.0], [3, 2]), ([1.0], [4, 4, 3, 3])]
+    # The same behaviors at 150 s: 2.333, 2.00002, 2 twice, and one of 0.833.
+    (validation,) = read_requests(directory, "validation")
+    assert validation["minutes"] == [6, 5, 5, 5, 4]
+    (test,) = read_requests(directory, "test")
+    assert test["minutes"] == [4]  # 0.85
+    (validation,) = read_requests(prepared(spec, history_length=2), "validation")
+    assert (validation["history_item"], validation["minutes"]) == ([5, "?"], [5, 4])
+
+
+@pytest.mark.parametrize("column", [GAP, AGE])
+def test_minutes_of_timestamps(prepared, digests, tmp_path, column):
     frame = pd.read_csv(io.StringIO(BEHAVIORS)).astype({"item": "Int64"})
     frame["ms"] = pd.to_datetime(frame["ms"], unit="ms")
     frame.to_parquet(tmp_path / "behaviors.parquet")
-    spec = with_gaps(0.00001, 0.325, 1)
-    of_file = with_gaps(0.00001, 0.325, 1, behaviors__files="behaviors.parquet")
+    spec = with_minutes(column, 0.00001, 0.325, 1)
+    of_file = copy.deepcopy(spec)
+    of_file["behaviors"]["files"] = "behaviors.parquet"
     files = {"behaviors.parquet": (tmp_path / "behaviors.parquet").read_bytes()}
     one, other = digests(prepared(spec)), digests(prepared(of_file, files))
     assert one.pop("report.json") != other.pop("report.json")
     assert one == other
 
 
-def test_gaps_of_the_logs_own(prepared, read_requests):
-    lines = [f"{line},{gap}" for gap, line in enumerate(BEHAVIORS.splitlines())]
-    lines[0] = "user,item,event,ms,minutes_since_previous"
-    directory = prepared(with_gaps(*range(10)), {"behaviors.csv": "\n".join(lines)})
+@pytest.mark.parametrize("column", [GAP, AGE])
+def test_minutes_of_the_logs_own(prepared, read_requests, column):
+    lines = [f"{line},{minutes}" for minutes, line in enumerate(BEHAVIORS.splitlines())]
+    lines[0] = f"user,item,event,ms,{column}"
+    directory = prepared(with_minutes(column, *range(10)), {"behaviors.csv": "\n".join(lines)})
     (validation,) = read_requests(directory, "validation")
-    assert validation["gap"] == [2 + line + 1 for line in (2, 4, 1, 5, 7)]
+    assert validation["minutes"] == [2 + line + 1 for line in (2, 4, 1, 5, 7)]
 
 
 def test_tiers_of_popularity(prepared):
@@ -359,13 +385,30 @@ def test_time_zone(prepared):
         (changed(tables__user__tiers=2), "and 1 unless the kind is 'vocabulary'. It is: 2"),
         (changed(tables__item__boundaries=[1]), "'tables.item.boundaries' must stand in a table"),
         (changed(tables__age__boundaries=[1]), "'boundaries', in the place of 'buckets'"),
-        (with_gaps(30, 30), r"`boundaries` must be increasing numbers. Received: \[30, 30\]"),
-        (with_gaps("30"), r"'tables.gap.boundaries\[0\]' must be a number. It is: '30'"),
         (
-            changed(features__gap=GAP, tables__gap={"kind": "vocabulary", "dtype": "int64"}),
-            "'tables.gap.dtype' must be 'float32' for 'minutes_since_previous'. It is: 'int64'",
+            with_minutes(GAP, 30, 30),
+            r"`boundaries` must be increasing numbers. Received: \[30, 30\]",
         ),
-        (changed(features__gap={**GAP, "table": "item"}), "must have a table of its own"),
+        (
+            with_minutes(GAP, "30"),
+            r"'tables.minutes.boundaries\[0\]' must be a number. It is: '30'",
+        ),
+        (
+            with_minutes(GAP, kind="vocabulary", dtype="int64"),
+            "'tables.minutes.dtype' must be 'float32' for 'minutes_since_previous'. It is: 'int64'",
+        ),
+        (
+            with_minutes(AGE, kind="vocabulary", dtype="int64"),
+            "'tables.minutes.dtype' must be 'float32' for 'minutes_before_impression'. It is: 'int",
+        ),
+        (
+            with_minutes(AGE, buckets=5),
+            "'tables.minutes.boundaries' must be given for 'minutes_before_impression'",
+        ),
+        (
+            changed(features__gap={"group": "behavior", "column": GAP, "table": "item"}),
+            "must have a table of its own",
+        ),
         (changed(tables__shop__kind="list"), "`kind` must be one of .* Received: 'list'"),
         (changed(tables__shop__dtype="float32"), "`dtype` of a vocabulary table must be one of"),
         (changed(features__shop__group="item"), "`group` must be one of .* Received: 'item'"),
@@ -380,6 +423,7 @@ def test_time_zone(prepared):
         (changed(impressions__files="no*.csv"), r"must hold a file 'no\*.csv'. It holds: behav"),
         (changed(impressions__label="click"), "must have a column 'click'. It has: at, who, item"),
         (changed(features__age__column="born"), "impressions must have a column 'born' in one of"),
+        (changed(features__age__column=AGE), "impressions must have a column 'minutes_before_imp"),
         (
             changed(impressions__join=[{"files": "items.csv", "on": "who"}]),
             "items.csv must have a c",
@@ -478,6 +522,8 @@ def test_real_sample(samples, tmp_path, read_requests):
             starts = [later - earlier >= 30 * minute for (earlier, _), (later, _) in pairwise(past)]
             gaps = tuple([0, *(3 if start else 2 for start in starts)][: len(past)][-100:])
             past = past[-100:]
+            minutes = [np.float32((time - earlier) / minute) for earlier, _ in past]
+            ages = tuple(2 + min(int(age).bit_length(), 20) for age in minutes)
             videos = tuple(known("video", video) for _, video in past)
             past_tags = tuple(tags[video] or None for _, video in past)
             expected[
@@ -489,6 +535,7 @@ def test_real_sample(samples, tmp_path, read_requests):
                 videos,
                 past_tags,
                 gaps,
+                ages,
             ] += 1
     found = collections.Counter(
         (
@@ -500,6 +547,7 @@ def test_real_sample(samples, tmp_path, read_requests):
             tuple(r["history_video"]),
             tuple(r["history_tag"]),
             tuple(r["history_gap"]),
+            tuple(r["history_age"]),
         )
         for r in read_requests(directory, "test")
     )

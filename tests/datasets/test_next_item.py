@@ -90,6 +90,7 @@ def test_last_behaviors(prepared, read_requests):
         "item": 7,
         "category": 4,
         "gap": 4,
+        "age": 23,
     }
 
 
@@ -131,7 +132,7 @@ def test_inexact_times_leave_the_order_to_the_file(prepared, read_requests):
         if request["label"] == [1] and request["item"] == ["6"]
     ]
     assert histories == [["1", "2", "3", "4", "5"]]
-    assert "history_gap" not in [f.name for f in schema_lib.Schema.load(directory).features]
+    assert not schema_lib.Schema.load(directory).group("behavior")
 
 
 def test_gaps_are_minutes_since_the_previous_behavior(prepared, read_requests):
@@ -150,7 +151,31 @@ def test_gaps_are_minutes_since_the_previous_behavior(prepared, read_requests):
     assert gaps == [[2, 3, 3, 2]] * 2
     schema = schema_lib.Schema.load(directory)
     assert schema.table("gap").boundaries == (30.0,)
-    assert schema.group("behavior")[0].name == "history_gap"
+    assert [f.name for f in schema.group("behavior")] == ["history_gap", "history_age"]
+
+
+def test_ages_are_minutes_before_the_positive(prepared, read_requests):
+    # The last behavior is the test's positive, the last but one that of validation. The intervals
+    # begin at 1, 2, 4, .. minutes, rows 3, 4, 5, .., and at 2^19 minutes, about a year, row 22.
+    year = 2**19 * 60
+    ages = [year, year - 60, 120, 119, 60, 60, 59, 0]
+    content = [row(1, item, year - age) for item, age in enumerate(ages)] + rows({2: range(8)})
+    directory = prepared(content)
+
+    def found(directory, split):
+        return [r["history_age"] for r in read_requests(directory, split) if r["group_id"] == 1]
+
+    # A positive and its negatives are of one time.
+    assert found(directory, "test") == [[22, 21, 4, 3, 3, 3, 2]] * 2
+    assert found(directory, "test_popularity") == [[22, 21, 4, 3, 3, 3, 2]] * 2
+    assert found(directory, "test_99") == [[22, 21, 4, 3, 3, 3, 2]]
+    # 59 seconds earlier: 120 and 119 have become 61 and 60.
+    assert found(directory, "validation") == [[21, 21, 3, 3, 2, 2]] * 2
+    # The positive of training, at 60 before the end, has another of its time, not in its history.
+    assert found(directory, "train") == [[21, 21, 3, 2]] * 2
+    assert found(prepared(content, history_length=3), "test") == [[3, 3, 2]] * 2
+    boundaries = schema_lib.Schema.load(directory).table("age").boundaries
+    assert boundaries == tuple(2.0**power for power in range(20))
 
 
 def test_items_have_tiers_of_popularity(prepared):

@@ -135,6 +135,9 @@ def test_real_sample(samples, tmp_path, read_requests):
         gaps = [0, *(2 if gap < 30 else 3 for gap in minutes)]
         assert request["history_gap"] == gaps[-200:]
         past = past[-200:]
+        # How many of the powers of two are not above: the number of binary digits.
+        ages = [2 + ((time - earlier) // 60).bit_length() for earlier, *_ in past]
+        assert request["history_age"] == ages
         assert request["item"] == [item if item in seen else "?"]
         assert request["category"] in ([category], ["?"])
         assert request["history_item"] == [i if i in seen else "?" for *_, i, _ in past]

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from differences import assert_gradients_are_differences
 
-from tfrec_diffusion.diffusion.generator import DiffusionGenerator, unit_length
+from tfrec_diffusion.diffusion.generator import DiffusionGenerator
 
 BATCH, CANDIDATES, CHANNELS, DIM, STEPS = 2, 3, 4, 8, 3
 VARIANTS = {
@@ -232,11 +232,6 @@ def test_normalized_interests_are_diffused_at_length_1(make, inputs, training):
     outputs = generator(interests, *rest, training=training)
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(generator.losses, plain.losses, rtol=1e-5)
-
-
-def test_unit_length_by_hand():
-    interests = np.array([[3, 4], [0, 0], [-1e-3, 0]], "f")
-    np.testing.assert_allclose(unit_length(interests), [[0.6, 0.8], [0, 0], [-1, 0]], rtol=1e-6)
 
 
 # === Training ===

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec_diffusion.layers.encoder import BehaviorEncoder, LongTermEncoder, unit_scale
+from tfrec_diffusion.layers.encoder import BehaviorEncoder, LongTermEncoder
 
 LENGTH, DIM, HEADS = 4, 6, 2
 
@@ -146,11 +146,6 @@ def test_gradients_reach_every_weight(make, inputs):
     for weight, gradient in zip(layer.trainable_variables, gradients, strict=True):
         # A bias of the keys cancels in the softmax.
         assert (np.abs(gradient).max() > 1e-4) != weight.path.endswith("key/bias"), weight.path
-
-
-def test_unit_scale_by_hand():
-    x = np.array([[1, 3], [0, 0], [5, 5], [-400, 400]], "f")
-    np.testing.assert_allclose(unit_scale(x), [[-1, 1], [0, 0], [0, 0], [-1, 1]], rtol=1e-5)
 
 
 # === Arguments ===

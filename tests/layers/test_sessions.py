@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec_diffusion.layers.encoder import unit_scale
+from tfrec_diffusion.layers.normalization import unit_scale
 from tfrec_diffusion.layers.sessions import (
     ShortTermEncoder,
     equal_sessions,

@@ -80,7 +80,7 @@ def test_every_loss_reaches_what_it_should_and_nothing_else(schema, make_request
     extracted = {"item", "category", "hour", "diffumin.channels", "diffumin.generator"}
     assert diffusion == extracted
     assert contrast == extracted | {"diffumin.calibrator"}
-    tower = {"user", "price", "diffumin.short_term", "diffumin.tower", "diffumin.logit"}
+    tower = {"user", "price", "diffumin.short_term", "click.tower", "click.logit"}
     assert clicks == extracted | tower
     parts = {w.path.removeprefix("request.embedding/").split("/")[0] for w in model.weights}
     assert parts - {"seed_generator"} == clicks | contrast

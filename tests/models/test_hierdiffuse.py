@@ -20,7 +20,7 @@ EMBEDDINGS = {"item", "category", "hour"}  # of behaviors
 LONG, SHORT, GATE, FUSION = (
     f"hierdiffuse.{part}" for part in ("long_term", "short_term", "guidance", "fusion")
 )
-TOWER = {"user", "hour", "item", "category", "price", "hierdiffuse.tower", "hierdiffuse.logit"}
+TOWER = {"user", "hour", "item", "category", "price", "click.tower", "click.logit"}
 # In table 2 of the paper, and our own: what the clicks reach beside the tower, and what the
 # diffusion's losses reach.
 BY_SHORT = {*EMBEDDINGS, SHORT, FUSION}

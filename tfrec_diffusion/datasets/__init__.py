@@ -4,6 +4,7 @@ import importlib
 
 _BUILDERS = {
     "amazon_books": "amazon_books.AmazonBooks",
+    "clustered": "clustered.Clustered",
     "logs": "logs.Logs",
     "synthetic": "synthetic.Synthetic",
     "taobao": "taobao.Taobao",

@@ -35,11 +35,11 @@ _GROUPS = {
         *("item_id_list", "shop_id_list", "category_1_id_list", "shop_aoi_id_list", "hours_list"),
     ),
 }
-_AGE = "timediff_list"
-_GAP = "history_gap"
+_SECONDS = "timediff_list"
+_GAP, _AGE = "history_gap", "history_age"
 _HISTORY_KEY = _GROUPS["history"][0]
-_LISTS = (*_GROUPS["history"], _AGE)
-_INTEGERS = frozenset({"gender", "is_supervip", "hours", "weekdays", "hours_list", _AGE})
+_LISTS = (*_GROUPS["history"], _SECONDS)
+_INTEGERS = frozenset({"gender", "is_supervip", "hours", "weekdays", "hours_list", _SECONDS})
 _NUMBERS = frozenset(
     {"avg_price", "ctr_30", "ord_30", "total_amt_30", "rank_7", "rank_30", "rank_90"}
 )
@@ -47,7 +47,6 @@ _MISSING = ("", "-1")
 _NO_GENDER = -99
 _POSITION = {name: position for position, name in enumerate(COLUMNS)}
 _BUCKETS = 20
-_SESSION_GAP = 30.0  # minutes
 _TIERS = {"item_id": 2}  # of popularity, by table
 _CHUNK_BYTES = 8 << 20
 DAYS = {"train": range(1, 7), "validation": range(7, 8), "test": range(8, 9)}
@@ -60,17 +59,17 @@ def _table(column):
 class EleMe(requests.RequestBuilder):
     """Ele.me's impressions: files `D<day>_<part>.csv` of 39 columns without a header.
 
-    Every feature has the name of its raw column. Of each behavior the shop, item, category, area
-    (aoi) and hour are read, as in the configuration that DiffuMIN's authors released; of the user,
-    the candidate and the context all columns but the user's id (one row per user would learn the
-    labels by heart), geohashes (the area says it more coarsely), the candidate's city (the user's,
-    but for a few) and the exact time. Averages, amounts, rates and ranks are cut at quantiles of
-    the training days.
+    A feature of a raw column has its name. Of each behavior the shop, item, category, area (aoi)
+    and hour are read, as in the configuration that DiffuMIN's authors released; of the user, the
+    candidate and the context all columns but the user's id (one row per user would learn the labels
+    by heart), geohashes (the area says it more coarsely), the candidate's city (the user's, but for
+    a few) and the exact time. Averages, amounts, rates and ranks are cut at quantiles of the
+    training days.
 
     Missing are the empty text, -1 and gender -99; who serves the model sends the schema's value for
     a missing one instead. The order within a raw list is not relied upon: behaviors are ordered by
     `timediff_list`, the seconds from a behavior to the impression, and one that is not before it is
-    dropped. Their differences are `history_gap`, the one feature that is no raw column: the minutes
+    dropped. In minutes they are `history_age`, and their differences `history_gap`: the minutes
     since the previous behavior of the list.
 
     Days 1 to 6 train, day 7 validates, day 8 tests.
@@ -83,10 +82,11 @@ class EleMe(requests.RequestBuilder):
             a row of its own.
     """
 
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
     features = (
         *(Feature(name, group, _table(name)) for group, names in _GROUPS.items() for name in names),
         Feature(_GAP, "behavior", "gap"),
+        Feature(_AGE, "behavior", "age"),
     )
 
     def __init__(self, *, raw_dir, data_dir, history_length=50, min_count=2):
@@ -102,7 +102,8 @@ class EleMe(requests.RequestBuilder):
             for split, days in DAYS.items()
         }
         tables = self._vocabularies(files["train"])
-        tables["gap"] = vocabularies.Boundaries("gap", [_SESSION_GAP])
+        tables["gap"] = vocabularies.Boundaries("gap", requests.GAP_BOUNDARIES)
+        tables["age"] = vocabularies.Boundaries("age", requests.AGE_BOUNDARIES)
         schema = Schema(
             name=self.name,
             features=self.features,
@@ -143,6 +144,7 @@ class EleMe(requests.RequestBuilder):
                     for name, values in chunk.lists.items()
                 }
                 lists[_GAP] = tables["gap"].encode(chunk.gaps)
+                lists[_AGE] = tables["age"].encode(chunk.ages)
                 starts = np.maximum(chunk.ends - self.history_length, np.r_[0, chunk.ends[:-1]])
                 for row, line in enumerate(chunk.lines):
                     request = {name: values[row] for name, values in scalars.items()}
@@ -182,6 +184,7 @@ _Chunk = collections.namedtuple(
         "columns",  # raw values by column, (rows,)
         "lists",  # raw values by list column, (behaviors,), row after row, each newest last
         "gaps",  # (behaviors,), minutes since the previous behavior; NaN for a row's first
+        "ages",  # (behaviors,), minutes before the impression
         "ends",  # (rows,), where a row's behaviors end in the lists
     ),
 )
@@ -247,14 +250,15 @@ def _parse(file, lines, rows, report):
         places = [f"{file}:{line}" for line in lines[found]]
         report.drop(file, f"{name} has what is no number", len(found), places)
 
-    ages = lists.pop(_AGE)
-    known, past = lists[_HISTORY_KEY] != "", ages > 0
+    seconds = lists.pop(_SECONDS)
+    known, past = lists[_HISTORY_KEY] != "", seconds > 0
     read = good[row_of]
     report.read("behaviors", read.sum())
     report.drop("behaviors", "not before the impression", (read & ~past).sum())
     report.drop("behaviors", f"{_HISTORY_KEY} is missing", (read & past & ~known).sum())
-    order = np.lexsort((-ages, row_of))
+    order = np.lexsort((-seconds, row_of))
     order = order[(read & past & known)[order]]
+    seconds = seconds[order]
     users = pd.util.hash_array(np.array(raw["user_id"], object), categorize=False)
     return _Chunk(
         lines=lines[good],
@@ -263,8 +267,9 @@ def _parse(file, lines, rows, report):
         columns={name: values[good] for name, values in columns.items()},
         lists={name: values[order] for name, values in lists.items()},
         gaps=np.where(
-            np.diff(row_of[order], prepend=-1), np.nan, -np.diff(ages[order], prepend=0) / 60
+            np.diff(row_of[order], prepend=-1), np.nan, -np.diff(seconds, prepend=0) / 60
         ),
+        ages=seconds / 60,
         ends=np.cumsum(np.bincount(row_of[order], minlength=len(rows))[good]),
     )
 

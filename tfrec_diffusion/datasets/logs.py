@@ -11,6 +11,7 @@ from tfrec_diffusion.datasets import logs_spec, requests, tables, vocabularies
 
 _LARGEST_TIME = 2**63 - 1
 _MINUTE = 60 * 10**9  # in nanoseconds
+_OF_REQUEST = "NULL::FLOAT"  # SQL of a column that depends on the impression, too
 
 
 class _Events(NamedTuple):
@@ -43,7 +44,7 @@ class Logs(requests.RequestBuilder):
         history_length: Longest history; the newest behaviors are kept.
     """
 
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
 
     def __init__(self, *, raw_dir, data_dir, spec=None, history_length=100):
         requests.check_integers(history_length=history_length)
@@ -63,14 +64,19 @@ class Logs(requests.RequestBuilder):
         """See `RequestBuilder.convert`."""
         database = self.resources.enter_context(tables.Database(self.scratch, self.report))
         try:
-            self._interleave(
-                database, self._load(database, "impressions"), self._load(database, "behaviors")
-            )
+            impressions = self._load(database, "impressions")
+            behaviors = self._load(database, "behaviors")
+            self._interleave(database, impressions, behaviors)
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"{self._spec_path}: {error}") from error
         vocabs = {name: self._vocabulary(database, name) for name in self._spec.tables}
         tables_ = [vocabulary.table() for vocabulary in vocabs.values()]
         schema_ = schema.Schema(self._spec_path.stem, self.features, tables_, self.history_length)
+        ages = {
+            name
+            for name, feature in self._features_of("behaviors").items()
+            if behaviors.columns[feature.column] == _OF_REQUEST
+        }
         train_until, validation_until = self._spec.train_until, self._spec.validation_until
         splits = {
             "train": (0, train_until),
@@ -78,7 +84,7 @@ class Logs(requests.RequestBuilder):
             "test": (validation_until, _LARGEST_TIME),
         }
         requests_ = {
-            name: self._requests(database, vocabs, since, until)
+            name: self._requests(database, vocabs, ages, since, until)
             for name, (since, until) in splits.items()
         }
         return schema_, vocabs, requests_
@@ -137,6 +143,7 @@ class Logs(requests.RequestBuilder):
         unit = logs_spec.TIME_UNITS["ns" if stamped else events.time_unit]
         if name == "behaviors":
             columns.setdefault(logs_spec.GAP, _gap(events, unit))
+            columns.setdefault(logs_spec.AGE, _OF_REQUEST)
         for column in types:
             if column not in columns:
                 files = [events.files, *(join.files for join in events.join)]
@@ -253,8 +260,11 @@ class Logs(requests.RequestBuilder):
             tiers=table.tiers,
         )
 
-    def _requests(self, database, vocabs, since, until):
-        """The requests of the impressions with `since` <= time < `until`, in nanoseconds."""
+    def _requests(self, database, vocabs, ages, since, until):
+        """The requests of the impressions with `since` <= time < `until`, in nanoseconds.
+
+        `ages` are the features whose value is the time from a behavior to the impression.
+        """
         features = self._spec.features
         users = 0
         for chunk in tables.whole_groups(database.chunks("SELECT * FROM events"), "user_id"):
@@ -278,13 +288,17 @@ class Logs(requests.RequestBuilder):
             }
             keys, labels = chunk["row"][wanted].tolist(), chunk["label"][wanted]
             user_numbers, ends, starts = user_numbers[wanted], ends[wanted], starts[wanted]
+            times, behavior_times = chunk["time"][wanted], chunk["time"][is_behavior]
             for i, key in enumerate(keys):
                 request = {
                     schema.GROUP_ID: user_numbers[i],
                     schema.LABEL: labels[i : i + 1],
                 }
                 for name, feature in features.items():
-                    if feature.of_behaviors:
+                    if name in ages:
+                        minutes = (times[i] - behavior_times[starts[i] : ends[i]]) / _MINUTE
+                        request[name] = vocabs[feature.table].encode(minutes)
+                    elif feature.of_behaviors:
                         request[name] = rows[name][starts[i] : ends[i]]
                     elif feature.group == "candidate":
                         request[name] = rows[name][i : i + 1]

@@ -13,8 +13,8 @@ from tfrec_diffusion.datasets import vocabularies
 
 # Nanoseconds in one of a time column's units.
 TIME_UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
-# A column that behaviors have without being in a file.
-GAP = "minutes_since_previous"
+# Columns that behaviors have without being in a file.
+GAP, AGE = "minutes_since_previous", "minutes_before_impression"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +90,10 @@ class Table:
 class Feature:
     """A `schema.Feature` and its column in the impressions or (of some groups) in the behaviors.
 
-    Behaviors have a column `"minutes_since_previous"` even if no file has it: the time since the
-    user's previous behavior among those kept; 0 at equal times, missing for the first.
+    Behaviors have two columns even if no file has them. `"minutes_since_previous"`: the time since
+    the user's previous behavior among those kept; 0 at equal times, missing for the first.
+    `"minutes_before_impression"`: the time from the behavior to the impression whose history it is
+    in; its table must name its `boundaries`.
 
     Args:
         group: Of `schema.Feature`; `"history"` and `"behavior"` are those of behaviors.
@@ -167,9 +169,15 @@ class Spec:
         tables = [schema.Table(name, t.kind, t.dtype, rows) for name, t in self.tables.items()]
         schema.Schema("spec", self.schema_features, tables, history_length=1)
         for feature in self.features.values():
-            dtype = self.tables[feature.table].dtype
-            if feature.of_behaviors and feature.column == GAP and dtype != "float32":
-                raise _Wrong(f"tables.{feature.table}.dtype", f"'float32' for {GAP!r}", dtype)
+            column, table = feature.column, self.tables[feature.table]
+            if not feature.of_behaviors or column not in (GAP, AGE):
+                continue
+            if table.dtype != "float32":
+                raise _Wrong(
+                    f"tables.{feature.table}.dtype", f"'float32' for {column!r}", table.dtype
+                )
+            if column == AGE and not table.boundaries:
+                raise _Wrong(f"tables.{feature.table}.boundaries", f"given for {AGE!r}", [])
 
     @classmethod
     def load(cls, path):

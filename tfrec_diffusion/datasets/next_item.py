@@ -18,7 +18,6 @@ _FOLD = 'md5_number_lower("user"::VARCHAR) % 10'
 # A number of at least 0 for each user; that two of a million texts share theirs has odds of 1e-7.
 _USER_NUMBER = {"int64": '"user"', "string": '(md5_number_lower("user") >> 1)::BIGINT'}
 _CANDIDATES = 100
-_SESSION_GAP = 30.0  # minutes
 
 
 class _Split(NamedTuple):
@@ -64,9 +63,9 @@ class NextItem(requests.RequestBuilder):
     Attributes:
         dtype: Of the raw users, items and categories, `"int64"` or `"string"`.
         exact_times: Whether times tell the order of a user's behaviors. Then a history holds only
-            what is earlier than the positive, and `history_gap` the minutes from a user's previous
-            behavior to each. Else behaviors of one time are in the order of the file, and there is
-            no such feature.
+            what is earlier than the positive, `history_gap` the minutes from a user's previous
+            behavior to each, and `history_age` those from each to the positive. Else behaviors of
+            one time are in the order of the file, and there are no such features.
     """
 
     def __init__(
@@ -106,7 +105,10 @@ class NextItem(requests.RequestBuilder):
             schema.Feature("history_category", "history", "category"),
         )
         if self.exact_times:
-            features += (schema.Feature("history_gap", "behavior", "gap"),)
+            features += (
+                schema.Feature("history_gap", "behavior", "gap"),
+                schema.Feature("history_age", "behavior", "age"),
+            )
         return features
 
     def load(self, database):
@@ -146,7 +148,8 @@ class NextItem(requests.RequestBuilder):
             for name, (values, counts) in seen.items()
         }
         if self.exact_times:
-            vocabs["gap"] = vocabularies.Boundaries("gap", [_SESSION_GAP])
+            vocabs["gap"] = vocabularies.Boundaries("gap", requests.GAP_BOUNDARIES)
+            vocabs["age"] = vocabularies.Boundaries("age", requests.AGE_BOUNDARIES)
         seen_items, _ = seen["item"]
         in_training = np.zeros_like(items.counts)
         in_training[items.positions(seen_items)] = 1
@@ -253,7 +256,12 @@ class NextItem(requests.RequestBuilder):
             starts = np.maximum(first[positives], ends - self.history_length)
             # One request for all candidates of a long list, one for each of a pair.
             parts = [slice(None)] if count > 1 else [slice(0, 1), slice(1, 2)]
+            times = chunk["time"][positives]
             for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
+                history = {key: rows[start:end] for key, rows in behaviors.items()}
+                if self.exact_times:
+                    minutes = (times[i] - chunk["time"][start:end]) / 60
+                    history["history_age"] = vocabs["age"].encode(minutes)
                 for j, part in enumerate(parts):
                     yield (
                         f"{users[i]}/{places[i]}/{j}",
@@ -263,7 +271,7 @@ class NextItem(requests.RequestBuilder):
                             "user": user_rows[i],
                             "item": candidate_items[i, part],
                             "category": candidate_categories[i, part],
-                            **{key: rows[start:end] for key, rows in behaviors.items()},
+                            **history,
                         },
                     )
 

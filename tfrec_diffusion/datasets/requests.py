@@ -20,6 +20,10 @@ from tfrec_diffusion import schema as schema_lib
 from tfrec_diffusion.locking import lock
 
 REPORT = "report.json"
+# Where data sets cut a behavior's minutes since the one before it: a session begins after 30.
+GAP_BOUNDARIES = (30.0,)
+# And its minutes before the request: 1, 2, 4, .. to about a year.
+AGE_BOUNDARIES = tuple(2.0**power for power in range(20))
 
 
 class Report:

@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from tfrec_diffusion import metrics
 from tfrec_diffusion.datasets import ele_me, requests
 
-_VERSION = "1.1.0"  # rises with any change of what the same options give
+_VERSION = "1.2.0"  # rises with any change of what the same options give
 _OPTIONS = "options.json"
 _DAY = 24 * 60 * 60
 _START = 1648742400  # 1 April 2022, a Friday, in China (UTC+8): the beginning of day 1

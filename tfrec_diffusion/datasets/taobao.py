@@ -19,7 +19,7 @@ class Taobao(next_item.NextItem):
     as behaviors.
     """
 
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
     dtype = "int64"
     exact_times = True
 

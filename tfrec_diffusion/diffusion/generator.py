@@ -10,6 +10,7 @@ from tfrec_diffusion.diffusion.schedule import Schedule
 from tfrec_diffusion.layers.arguments import check_choice, check_not_negative
 from tfrec_diffusion.layers.auxiliary_loss import add_mean_loss
 from tfrec_diffusion.layers.noise import normal, randint
+from tfrec_diffusion.layers.normalization import unit_length
 
 _INFERENCE_SEED = 2025
 
@@ -219,9 +220,3 @@ class DiffusionGenerator(keras.layers.Layer):
             "num_train_steps": self.num_train_steps,
         }
         return {**super().get_config(), **config}
-
-
-def unit_length(interests):
-    """Each interest scaled to length 1; an empty one stays zero."""
-    squared = ops.sum(ops.square(interests), axis=-1, keepdims=True)
-    return interests * ops.rsqrt(ops.maximum(squared, 1e-12))

@@ -28,6 +28,11 @@ class Chain:
     def __len__(self):
         return len(self.timesteps)
 
+    def __getitem__(self, steps):
+        """The chain of a slice of its steps."""
+        names = (field.name for field in dataclasses.fields(self))
+        return Chain(**{name: getattr(self, name)[steps] for name in names})
+
     def predicting_x0(self, schedule):
         """The same chain for an f that predicts x_0, from which the noise follows (eq. 10)."""
         alpha_bar = schedule.alpha_bars[self.timesteps]
@@ -138,3 +143,15 @@ def sample(chain, denoise, x, noise):
         lambda i, _: i < len(chain), step, (tf.constant(0), x), maximum_iterations=len(chain)
     )
     return x
+
+
+def sample_with_last_gradient(chain, denoise, x, noise):
+    """As `sample`, with the gradient of the last evaluation alone.
+
+    That is how a generator is trained that no paper trains through its chain, at a fraction of the
+    cost. The last step must add no noise.
+    """
+    last = len(chain) - 1
+    if last > 0:
+        x = tf.stop_gradient(sample(chain[:last], denoise, x, noise))
+    return chain.signal[last] * x + chain.prediction[last] * denoise(x, last)

@@ -5,6 +5,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfrec_diffusion.layers.arguments import check_positive_integers
+from tfrec_diffusion.layers.normalization import unit_scale
 from tfrec_diffusion.layers.transformer import newest
 
 
@@ -55,13 +56,25 @@ class BehaviorEncoder(keras.layers.Layer):
 
     def call(self, history, history_mask, sessions=None):
         behaviors, real = newest(history, history_mask, self.length)
-        behaviors += self.positions[self.length - tf.shape(behaviors)[1] :]
         attended = real[:, None]
         if sessions is not None:
             attended = attended & ops.equal(sessions[:, :, None], sessions[:, None])
+        return self.encode(behaviors, attended), real
+
+    def encode(self, behaviors, attended):
+        """Behaviors that are aligned on the right already.
+
+        Args:
+            behaviors: (batch, k, d), k at most `length`, newest last.
+            attended: bool (batch, 1 or k, k): what each attends to.
+
+        Returns:
+            (batch, k, d).
+        """
+        behaviors += self.positions[self.length - tf.shape(behaviors)[1] :]
         for block in self.blocks:
             behaviors = block(behaviors, attended)
-        return behaviors, real
+        return behaviors
 
     def compute_output_spec(self, history, history_mask, sessions=None):
         batch, _, dim = history.shape
@@ -150,10 +163,3 @@ class LongTermEncoder(keras.layers.Layer):
             "num_blocks": self.num_blocks,
         }
         return {**super().get_config(), **config}
-
-
-def unit_scale(x):
-    """Mean 0 and variance 1 over the last axis, as the noise of diffusion; zeros stay zero."""
-    centered = x - ops.mean(x, axis=-1, keepdims=True)
-    variance = ops.mean(ops.square(centered), axis=-1, keepdims=True)
-    return centered * ops.rsqrt(variance + 1e-6)

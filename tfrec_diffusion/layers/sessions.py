@@ -6,7 +6,8 @@ import tensorflow as tf
 from keras import ops
 
 from tfrec_diffusion.layers.arguments import check_positive_integers
-from tfrec_diffusion.layers.encoder import BehaviorEncoder, unit_scale
+from tfrec_diffusion.layers.encoder import BehaviorEncoder
+from tfrec_diffusion.layers.normalization import unit_scale
 from tfrec_diffusion.layers.transformer import newest
 from tfrec_diffusion.schema import FIRST_INDEX, OUT_OF_VOCABULARY
 

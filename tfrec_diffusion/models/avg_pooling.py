@@ -3,8 +3,7 @@
 import keras
 from keras import ops
 
-from tfrec_diffusion.layers.mlp import MLP
-from tfrec_diffusion.models.base import RankingModel, tower_inputs
+from tfrec_diffusion.models.base import RankingModel
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
@@ -34,11 +33,7 @@ class AvgPooling(RankingModel):
 
     Args:
         schema: `Schema`.
-        tower_units: Widths of the tower.
-        activation: "dice", "prelu" or "relu".
-        dropout: Rate after each layer of the tower.
-        embedding_dim: Width of all embeddings; `None`: as the schema says.
-        embedding_stddev: Standard deviation of the initial embeddings.
+        **kwargs: See `RankingModel`.
 
     Call arguments and Returns: see `RankingModel`.
 
@@ -47,39 +42,10 @@ class AvgPooling(RankingModel):
     >>> model = models.create("avg_pooling", schema=schema, tower_units=(128, 64))
     """
 
-    def __init__(
-        self,
-        schema,
-        tower_units=(200, 80),
-        activation="dice",
-        dropout=0.0,
-        embedding_dim=None,
-        embedding_stddev=0.01,
-        dtype=None,
-        **kwargs,
-    ):
-        # === Layers ===
-        pooling = MaskedMean(dtype=dtype, name="avg_pooling.history_mean")
-        tower = MLP(tower_units, activation, dropout, dtype=dtype, name="avg_pooling.tower")
-        logit = keras.layers.Dense(1, dtype=dtype, name="avg_pooling.logit")
+    def __init__(self, schema, **kwargs):
+        pooling = MaskedMean(dtype=kwargs.get("dtype"), name="avg_pooling.history_mean")
 
-        # === Functional model ===
-        def score(embedded):
-            interest = pooling(embedded["history"], embedded["history_mask"])
-            inputs = tower_inputs(embedded, interest)
-            return logit(tower(inputs, candidate_mask=embedded["candidate_mask"]))
+        def tower_inputs(request):
+            return request.tower_inputs(pooling(request.history, request.history_mask))
 
-        super().__init__(schema, score, embedding_dim, embedding_stddev, dtype, **kwargs)
-
-        # === Config ===
-        self.tower_units = tower.units
-        self.activation = activation
-        self.dropout = dropout
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "tower_units": self.tower_units,
-            "activation": self.activation,
-            "dropout": self.dropout,
-        }
+        super().__init__(schema, tower_inputs, **kwargs)

@@ -1,16 +1,24 @@
-"""What every ranking model shares: requests in, click probabilities out, a fast `fit`."""
+"""What every ranking model shares: requests in, a tower, click probabilities out, a fast `fit`."""
+
+import copy
+import inspect
 
 import keras
 import tensorflow as tf
 
+from tfrec_diffusion.layers.arguments import choose
 from tfrec_diffusion.layers.embedding import RequestEmbedding
+from tfrec_diffusion.layers.mlp import MLP
+from tfrec_diffusion.layers.search import BehaviorRows
 from tfrec_diffusion.schema import Schema
 
 
 class RankingModel(keras.Model):
-    """A functional model over the schema's inputs.
+    """A functional model over the schema's inputs, with one tower for all models.
 
-    A subclass calls `super().__init__(schema, score, ...)` when it has made its layers.
+    A subclass makes its layers, calls `super().__init__(schema, tower_inputs, ...)`, and sets its
+    own constructor arguments as attributes of the same name. What it passes on as `**kwargs` stands
+    in its signature too, so that `help`, `--set` and `get_config` know every argument.
 
     `compile(jit_compile=True)`, the default of Keras where a model allows it, compiles the forward
     and the backward pass with XLA. The optimizer stays outside: under XLA it would copy whole
@@ -18,11 +26,15 @@ class RankingModel(keras.Model):
 
     Args:
         schema: `Schema` (or its config).
-        score: Called with `RequestEmbedding`'s outputs and, as `"features"`, the inputs; returns
-            logits (batch, candidates, 1).
+        tower_inputs: Called with a `Request`; returns what the tower sees: a list of tensors
+            (batch, candidates, dim) or (batch, dim).
+        tower_units: Widths of the tower.
+        activation: "dice", "prelu" or "relu".
+        dropout: Rate after each layer of the tower.
         embedding_dim: Width of all embeddings; `None`: as the schema says.
         embedding_stddev: Standard deviation of the initial embeddings.
-        **kwargs: Of `keras.Model` (`name`, `dtype`).
+        dtype: Dtype policy.
+        **kwargs: Of `keras.Model` (`name`).
 
     Call arguments:
         features: dict of int tensors as `Schema.keras_inputs`: user and context features (batch,),
@@ -38,29 +50,58 @@ class RankingModel(keras.Model):
 
     behavior_features = ()
 
-    def __init__(self, schema, score, embedding_dim, embedding_stddev, dtype=None, **kwargs):
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        own = dict(inspect.signature(cls.__init__).parameters)
+        shared = dict(inspect.signature(RankingModel.__init__).parameters)
+        passed_on = [
+            shared[name].replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for name in shared
+            if name not in (*own, "tower_inputs", "kwargs")
+        ]
+        del own["self"], own["kwargs"]
+        cls.__signature__ = inspect.Signature([*own.values(), *passed_on, shared["kwargs"]])
+
+    def __init__(
+        self,
+        schema,
+        tower_inputs,
+        tower_units=(200, 80),
+        activation="dice",
+        dropout=0.0,
+        embedding_dim=None,
+        embedding_stddev=0.01,
+        dtype=None,
+        **kwargs,
+    ):
         schema = as_schema(schema)
         embedding = RequestEmbedding(
             schema.with_dim(embedding_dim), embedding_stddev, name="request.embedding", dtype=dtype
         )
+        tower = MLP(tower_units, activation, dropout, dtype=dtype, name="click.tower")
+        logit = keras.layers.Dense(1, dtype=dtype, name="click.logit")
         inputs = schema.keras_inputs()
-        logits = score({**embedding(inputs), "features": inputs})
+        request = Request(schema, inputs, embedding)
+        logits = logit(tower(tower_inputs(request), candidate_mask=request.candidate_mask))
         outputs = keras.layers.Activation("sigmoid", dtype="float32", name="click.probability")(
-            keras.layers.Reshape((-1,), dtype="float32", name="click.logit")(logits)
+            keras.layers.Reshape((-1,), dtype="float32", name="click.logits")(logits)
         )
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
         self.schema = schema
+        self.tower_units = tower.units
+        self.activation = activation
+        self.dropout = dropout
         self.embedding_dim = embedding_dim
         self.embedding_stddev = embedding_stddev
         self.embedding = embedding
 
     def get_config(self):
+        arguments = inspect.signature(type(self)).parameters.keys()
         return {
+            **{name: getattr(self, name) for name in arguments - {"kwargs"}},
             "name": self.name,
             "dtype": keras.saving.serialize_keras_object(self.embedding.dtype_policy),
             "schema": self.schema.get_config(),
-            "embedding_dim": self.embedding_dim,
-            "embedding_stddev": self.embedding_stddev,
         }
 
     @classmethod
@@ -92,12 +133,80 @@ class RankingModel(keras.Model):
         return y_pred, tape.gradient(loss, self.trainable_weights)
 
 
+class Request:
+    """The symbolic tensors of a request, as a model's constructor puts its layers together.
+
+    Args:
+        schema: `Schema`.
+        features: dict of symbolic inputs, `Schema.keras_inputs`.
+        embedding: `RequestEmbedding`.
+
+    Attributes:
+        features: The inputs, rows of the tables.
+        user: User and context features, (batch, dim); `None` if there are none.
+        candidate, target, history, candidate_mask, history_mask: See `RequestEmbedding`.
+        candidate_other: As there; `None` if there are none.
+        history_key: Name of the feature that tells behaviors apart.
+    """
+
+    def __init__(self, schema, features, embedding):
+        embedded = embedding(features)
+        self.features = features
+        self.user = embedded.get("request")
+        self.candidate = embedded["candidate"]
+        self.candidate_other = embedded.get("candidate_other")
+        self.candidate_mask = embedded["candidate_mask"]
+        self.target = embedded["target"]
+        self.history = embedded["history"]
+        self.history_mask = embedded["history_mask"]
+        self.history_key = schema.history_key
+        self._schema = schema
+        self._embedding = embedding
+        self._rows_at = BehaviorRows(name="request.behaviors")
+
+    def tower_inputs(self, *interests):
+        """User and context, candidate, and what a model made of the history."""
+        user = [] if self.user is None else [self.user]
+        return [*user, self.candidate, *interests]
+
+    def at(self, positions, real):
+        """The request with some behaviors of its history only, embedded by themselves.
+
+        The embedding's gradient then holds the rows of these alone, where a slice of the embedded
+        history would send zeros to all others.
+
+        Args:
+            positions: int (batch, k) or (batch, candidates, k), as the layers of `layers.search`.
+            real: bool of that shape, the new `history_mask`.
+
+        Returns:
+            `Request` with the `history` (batch, .., k, d).
+        """
+        of_behaviors = self._schema.group("history", "behavior")
+        rows = {feature.name: self.features[feature.name] for feature in of_behaviors}
+        selected = copy.copy(self)
+        selected.features = {**self.features, **self._rows_at(rows, positions, real)}
+        selected.history = self._embedding(selected.features)["history"]
+        selected.history_mask = real
+        return selected
+
+
 def as_schema(schema):
     """A `Schema`, also of its config, as a saved model has it."""
     return schema if isinstance(schema, Schema) else Schema.from_config(schema)
 
 
-def tower_inputs(embedded, *interests):
-    """The tower's inputs: user and context, candidate, and what a model made of the history."""
-    request = [embedded["request"]] if "request" in embedded else []
-    return [*request, embedded["candidate"], *interests]
+def behavior_rows(schema, argument, names):
+    """Number of rows of the tables of some behavior features, dict by name.
+
+    Args:
+        schema: `Schema`.
+        argument: Name of the constructor argument, for the error.
+        names: Names of the features; `None`: all of the schema's.
+
+    Raises:
+        ValueError: If one is no behavior feature.
+    """
+    tables = {feature.name: feature.table for feature in schema.group("behavior")}
+    chosen = tables if names is None else names
+    return {name: schema.table(choose(argument, name, tables)).rows for name in chosen}

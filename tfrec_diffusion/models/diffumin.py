@@ -11,7 +11,6 @@ from tfrec_diffusion.layers.aggregation import (
 )
 from tfrec_diffusion.layers.arguments import choose
 from tfrec_diffusion.layers.contrast import ContrastiveCalibrator
-from tfrec_diffusion.layers.mlp import MLP
 from tfrec_diffusion.layers.multi_interest import MultiInterestExtractor
 from tfrec_diffusion.layers.orthogonal import OrthogonalChannels, TargetChannel
 from tfrec_diffusion.layers.routing import SoftRouting, TopK, TopP, TopRouting
@@ -58,10 +57,7 @@ class DiffuMIN(RankingModel):
             target as it is instead (variant E).
         num_heads: Of all attention; divides the width of a behavior.
         tower_units: Widths of the tower.
-        activation: "dice", "prelu" or "relu".
-        dropout: Rate after each layer of the tower.
-        embedding_dim: Width of all embeddings; `None`: as the schema says.
-        embedding_stddev: Standard deviation of the initial embeddings.
+        **kwargs: See `RankingModel`.
 
     Call arguments and Returns: see `RankingModel`.
 
@@ -100,11 +96,6 @@ class DiffuMIN(RankingModel):
         short_term_length=100,
         num_heads=2,
         tower_units=(1024, 512, 256),
-        activation="dice",
-        dropout=0.0,
-        embedding_dim=None,
-        embedding_stddev=0.01,
-        dtype=None,
         **kwargs,
     ):
         # === Layers ===
@@ -150,34 +141,33 @@ class DiffuMIN(RankingModel):
         )
         if short_term_length is not None:
             transformer = TargetTransformer(
-                short_term_length, num_heads, dtype=dtype, name="diffumin.short_term"
+                short_term_length,
+                num_heads,
+                dtype=kwargs.get("dtype"),
+                name="diffumin.short_term",
             )
-        tower = MLP(tower_units, activation, dropout, dtype=dtype, name="diffumin.tower")
-        logit = keras.layers.Dense(1, dtype=dtype, name="diffumin.logit")
 
         # === Functional model ===
-        def score(embedded):
-            history, target = embedded["history"], embedded["target"]
-            history_mask = embedded["history_mask"]
-            candidate_mask = embedded["candidate_mask"]
+        def tower_inputs(request):
+            history, target = request.history, request.target
+            history_mask, candidate_mask = request.history_mask, request.candidate_mask
             o = decomposition(target)
             r = extractor(history, o, target, history_mask)
             flatten = keras.layers.Reshape((-1, r.shape[2] * r.shape[3]), name="diffumin.flatten")
-            inputs = [embedded[key] for key in ("request", "candidate_other") if key in embedded]
+            inputs = [x for x in (request.user, request.candidate_other) if x is not None]
             if aggregated_in_tower:
                 inputs.append(flatten(r))
             if generator is not None:
                 augmented = generate(r, o, candidate_mask)
                 if contrastive_weight > 0:
-                    users = _users(embedded["features"], user_feature)
+                    users = _users(request.features, user_feature)
                     augmented = calibrate(r, augmented, candidate_mask, users)
                 inputs.append(flatten(augmented))
             if short_term_length is not None:
                 target = transformer(history, target, history_mask)
-            inputs.append(target)
-            return logit(tower(inputs, candidate_mask=candidate_mask))
+            return [*inputs, target]
 
-        super().__init__(schema, score, embedding_dim, embedding_stddev, dtype, **kwargs)
+        super().__init__(schema, tower_inputs, tower_units=tower_units, **kwargs)
 
         # === Config ===
         self.channels = channels
@@ -203,19 +193,6 @@ class DiffuMIN(RankingModel):
         self.aggregated_in_tower = aggregated_in_tower
         self.short_term_length = short_term_length
         self.num_heads = num_heads
-        self.tower_units = tower.units
-        self.activation = activation
-        self.dropout = dropout
-
-    def get_config(self):
-        names = (
-            "channels", "decompose_target", "routing", "top_p", "top_k", "aggregation",
-            "generator", "diffusion_weight", "sampling_steps", "spacing", "start_step", "start",
-            "sampler", "sigma", "normalize_interests", "context_guidance", "channel_guidance",
-            "contrastive_weight", "temperature", "user_feature", "aggregated_in_tower",
-            "short_term_length", "num_heads", "tower_units", "activation", "dropout",
-        )  # fmt: skip
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
 def _users(features, name):

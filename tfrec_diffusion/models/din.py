@@ -3,8 +3,8 @@
 import keras
 
 from tfrec_diffusion.layers.attention import LocalActivationUnit
-from tfrec_diffusion.layers.mlp import MLP
-from tfrec_diffusion.models.base import RankingModel, tower_inputs
+from tfrec_diffusion.layers.search import Newest
+from tfrec_diffusion.models.base import RankingModel
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
@@ -14,11 +14,10 @@ class DIN(RankingModel):
     Args:
         schema: `Schema`.
         attention_units: Widths of the local activation unit before its linear output.
-        tower_units: Widths of the tower.
-        activation: "dice", "prelu" or "relu", in both.
-        dropout: Rate after each layer of the tower.
-        embedding_dim: Width of all embeddings; `None`: as the schema says.
-        embedding_stddev: Standard deviation of the initial embeddings.
+        max_length: Newest behaviors that the model sees; `None`: all. DiffuMIN's DIN(S) and DIN(L)
+            are a short one and all.
+        activation: "dice", "prelu" or "relu", also in the tower.
+        **kwargs: See `RankingModel`.
 
     Call arguments and Returns: see `RankingModel`.
 
@@ -31,48 +30,26 @@ class DIN(RankingModel):
     """
 
     def __init__(
-        self,
-        schema,
-        attention_units=(80, 40),
-        tower_units=(200, 80),
-        activation="dice",
-        dropout=0.0,
-        embedding_dim=None,
-        embedding_stddev=0.01,
-        dtype=None,
-        **kwargs,
+        self, schema, attention_units=(80, 40), max_length=None, activation="dice", **kwargs
     ):
         # === Layers ===
+        dtype = kwargs.get("dtype")
         attention = LocalActivationUnit(
             attention_units, activation, dtype=dtype, name="din.attention"
         )
-        tower = MLP(tower_units, activation, dropout, dtype=dtype, name="din.tower")
-        logit = keras.layers.Dense(1, dtype=dtype, name="din.logit")
+        newest = None if max_length is None else Newest(max_length, name="din.newest")
 
         # === Functional model ===
-        def score(embedded):
+        def tower_inputs(request):
+            if newest is not None:
+                request = request.at(*newest(request.history_mask))
             interest = attention(
-                embedded["history"],
-                embedded["target"],
-                embedded["history_mask"],
-                embedded["candidate_mask"],
+                request.history, request.target, request.history_mask, request.candidate_mask
             )
-            inputs = tower_inputs(embedded, interest)
-            return logit(tower(inputs, candidate_mask=embedded["candidate_mask"]))
+            return request.tower_inputs(interest)
 
-        super().__init__(schema, score, embedding_dim, embedding_stddev, dtype, **kwargs)
+        super().__init__(schema, tower_inputs, activation=activation, **kwargs)
 
         # === Config ===
         self.attention_units = attention.units
-        self.tower_units = tower.units
-        self.activation = activation
-        self.dropout = dropout
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "attention_units": self.attention_units,
-            "tower_units": self.tower_units,
-            "activation": self.activation,
-            "dropout": self.dropout,
-        }
+        self.max_length = max_length

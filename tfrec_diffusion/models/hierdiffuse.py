@@ -9,9 +9,8 @@ from tfrec_diffusion.diffusion.guidance import ClassifierFreeGuidance, SemanticG
 from tfrec_diffusion.layers.arguments import check_choice, choose
 from tfrec_diffusion.layers.attention import LocalActivationUnit
 from tfrec_diffusion.layers.encoder import LongTermEncoder
-from tfrec_diffusion.layers.mlp import MLP
 from tfrec_diffusion.layers.sessions import ShortTermEncoder
-from tfrec_diffusion.models.base import RankingModel, as_schema, tower_inputs
+from tfrec_diffusion.models.base import RankingModel, as_schema
 
 # What is denoised, and whether the other one guides it.
 _DIRECTIONS = {
@@ -55,11 +54,8 @@ class HierDiffuse(RankingModel):
             command sets it.
         target_attention: Whether the tower also sees DIN's attention of the candidate to the
             history.
-        tower_units: Widths of the tower.
-        activation: "dice", "prelu" or "relu".
-        dropout: Rate after each layer of the tower.
-        embedding_dim: Width of all embeddings; `None`: as the schema says.
-        embedding_stddev: Standard deviation of the initial embeddings.
+        activation: "dice", "prelu" or "relu", also in the tower.
+        **kwargs: See `RankingModel`.
 
     Call arguments and Returns: see `RankingModel`.
 
@@ -93,12 +89,7 @@ class HierDiffuse(RankingModel):
         condition_dropout=0.1,
         curriculum_steps=10_000,
         target_attention=False,
-        tower_units=(200, 80),
         activation="dice",
-        dropout=0.0,
-        embedding_dim=None,
-        embedding_stddev=0.01,
-        dtype=None,
         **kwargs,
     ):
         # === Layers ===
@@ -149,16 +140,14 @@ class HierDiffuse(RankingModel):
             name="hierdiffuse.fusion",
         )
         attention = LocalActivationUnit(
-            activation=activation, dtype=dtype, name="hierdiffuse.attention"
+            activation=activation, dtype=kwargs.get("dtype"), name="hierdiffuse.attention"
         )
-        tower = MLP(tower_units, activation, dropout, dtype=dtype, name="hierdiffuse.tower")
-        logit = keras.layers.Dense(1, dtype=dtype, name="hierdiffuse.logit")
 
         # === Functional model ===
-        def score(embedded):
-            history, history_mask = embedded["history"], embedded["history_mask"]
-            candidate_mask = embedded["candidate_mask"]
-            rows = embedded["features"]
+        def tower_inputs(request):
+            history, history_mask = request.history, request.history_mask
+            candidate_mask = request.candidate_mask
+            rows = request.features
             items, gaps = rows[schema.history_key], rows.get(gap_feature)
             long = encode_long(history, history_mask)
             short, counts, dispersions = encode_short(history, history_mask, items, gaps)
@@ -176,13 +165,10 @@ class HierDiffuse(RankingModel):
                 weights = guide(conditions, counts, dispersions)
                 interests = [fuse(interest, conditions, weights, real)]
             if target_attention:
-                interests.append(
-                    attention(history, embedded["target"], history_mask, candidate_mask)
-                )
-            inputs = tower_inputs(embedded, *interests)
-            return logit(tower(inputs, candidate_mask=candidate_mask))
+                interests.append(attention(history, request.target, history_mask, candidate_mask))
+            return request.tower_inputs(*interests)
 
-        super().__init__(schema, score, embedding_dim, embedding_stddev, dtype, **kwargs)
+        super().__init__(schema, tower_inputs, activation=activation, **kwargs)
 
         # === Config ===
         self.long_length = long_length
@@ -207,16 +193,3 @@ class HierDiffuse(RankingModel):
         self.condition_dropout = condition_dropout
         self.curriculum_steps = curriculum_steps
         self.target_attention = target_attention
-        self.tower_units = tower.units
-        self.activation = activation
-        self.dropout = dropout
-
-    def get_config(self):
-        names = (
-            "long_length", "short_length", "max_sessions", "gap_feature", "num_heads", "num_blocks",
-            "fusion", "direction", "guidance", "guidance_weight", "backbone", "sampler",
-            "sampling_steps", "start_step", "diffusion_weight", "reconstruction", "trajectory",
-            "trajectory_state", "condition_dropout", "curriculum_steps", "target_attention",
-            "tower_units", "activation", "dropout",
-        )  # fmt: skip
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrec_diffusion.layers.normalization import unit_length, unit_scale
+
+
+def test_unit_scale_by_hand():
+    x = np.array([[1, 3], [0, 0], [5, 5], [-400, 400]], "f")
+    np.testing.assert_allclose(unit_scale(x), [[-1, 1], [0, 0], [0, 0], [-1, 1]], rtol=1e-5)
+
+
+def test_unit_length_by_hand():
+    interests = np.array([[3, 4], [0, 0], [-1e-3, 0]], "f")
+    np.testing.assert_allclose(unit_length(interests), [[0.6, 0.8], [0, 0], [-1, 0]], rtol=1e-6)
+
+
+def test_random_vectors_of_any_rank():
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 8)).astype("f")
+    scaled, unit = unit_scale(x).numpy(), unit_length(x).numpy()
+    np.testing.assert_allclose(scaled.mean(axis=-1), 0, atol=1e-6)
+    np.testing.assert_allclose(scaled.var(axis=-1), 1, rtol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.sum(unit * x, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("function", [unit_scale, unit_length])
+def test_gradients_of_zeros_are_finite(function):
+    x = tf.constant([[0.0, 0.0], [1.0, 2.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = tf.reduce_sum(function(x) ** 3)
+    assert np.isfinite(tape.gradient(loss, x)).all()
+
+
+@pytest.mark.parametrize(
+    ("function", "dtype"),
+    [(unit_scale, "bfloat16"), (unit_scale, "float16"), (unit_length, "bfloat16")],
+)
+def test_half_precision(function, dtype):
+    x = tf.constant([[3.0, 4.0], [0.0, 0.0]])
+    half = function(tf.cast(x, dtype))
+    assert half.dtype == dtype
+    np.testing.assert_allclose(tf.cast(half, "float32"), function(x), atol=0.01)

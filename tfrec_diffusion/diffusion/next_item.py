@@ -1,0 +1,303 @@
+"""Generators of the next item's embedding from the history: DreamRec's and DiffuRec's.
+
+Both learn from the history itself: what comes before its newest behavior is to generate that one.
+Embeddings are brought to mean 0 and variance 1, as the noise has.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfrec_diffusion.diffusion import sampler
+from tfrec_diffusion.diffusion.backbones import MLPDenoiser
+from tfrec_diffusion.diffusion.denoiser import sinusoids
+from tfrec_diffusion.diffusion.guidance import mix
+from tfrec_diffusion.diffusion.schedule import Schedule
+from tfrec_diffusion.layers.arguments import check_not_negative, check_positive_integers
+from tfrec_diffusion.layers.auxiliary_loss import add_mean_loss
+from tfrec_diffusion.layers.encoder import BehaviorEncoder
+from tfrec_diffusion.layers.noise import normal, randint, uniform
+from tfrec_diffusion.layers.normalization import unit_scale
+
+_INFERENCE_SEED = 2025
+
+
+class _Generator(keras.layers.Layer):
+    def __init__(self, schedule, num_steps, weight, length, num_heads, num_blocks, **kwargs):
+        super().__init__(**kwargs)
+        check_positive_integers(num_steps=num_steps, length=length - 1)
+        if num_steps > schedule.num_steps:
+            raise ValueError(
+                f"`num_steps` must be at most {schedule.num_steps}. Received: {num_steps=}"
+            )
+        check_not_negative(weight=weight)
+        self.num_steps = num_steps
+        self.weight = weight
+        self.length = length
+        self.num_heads = num_heads
+        self.num_blocks = num_blocks
+        self.schedule = schedule
+        timesteps = sampler.strided(num_steps, schedule.num_steps)
+        chain = sampler.ddpm(schedule, timesteps, sigma="posterior")
+        self.chain = chain.predicting_x0(schedule)
+        self.encoder = BehaviorEncoder(length, num_heads, num_blocks, dtype=self.dtype_policy)
+        self.seed_generator = keras.random.SeedGenerator()
+        self.loss_tracker = keras.metrics.Mean(name="generation_loss")
+
+    def chain_noise(self, x, training):
+        """(S + 1, batch or 1, d): of the start, then of each step; fixed at inference."""
+        if training:
+            shape = (self.num_steps + 1, *ops.shape(x))
+            return ops.cast(normal(shape, self.seed_generator), x.dtype)
+        rng = np.random.default_rng(_INFERENCE_SEED)
+        shape = (self.num_steps + 1, 1, x.shape[-1])
+        return ops.convert_to_tensor(rng.standard_normal(shape, "float32"), x.dtype)
+
+    def prepare(self, behaviors, real):
+        """Behaviors at unit scale and which are real: at least the two newest, be they padding."""
+        behaviors = ops.pad(unit_scale(behaviors), ((0, 0), (2, 0), (0, 0)))
+        return behaviors[:, -self.length :], ops.pad(real, ((0, 0), (2, 0)))[:, -self.length :]
+
+    def noised(self, x_0):
+        """A random step and x at it: int (batch,), float (batch, d)."""
+        t = randint(ops.shape(x_0)[:1], 1, self.schedule.num_steps + 1, self.seed_generator)
+        noise = ops.cast(normal(ops.shape(x_0), self.seed_generator), x_0.dtype)
+        return t, self.schedule.q_sample(x_0, t, noise)
+
+    def compute_output_spec(self, behaviors, *_, training=None):
+        batch, _, dim = behaviors.shape
+        return keras.KerasTensor((batch, dim), self.compute_dtype)
+
+    def get_config(self):
+        config = {
+            "num_steps": self.num_steps,
+            "weight": self.weight,
+            "length": self.length,
+            "num_heads": self.num_heads,
+            "num_blocks": self.num_blocks,
+        }
+        return {**super().get_config(), **config}
+
+
+@keras.saving.register_keras_serializable(package="tfrec_diffusion")
+class OracleGenerator(_Generator):
+    """DreamRec: denoises pure noise into the item that a user has in mind.
+
+    The history, encoded by a causal Transformer, guides f_theta(x_t, t, c), which predicts x_0;
+    training leaves it out of some rows, and sampling exaggerates it:
+    (1 + w) f(x_t, t, c) - w f(x_t, t). Its loss is |f(x_t, t, c) - x_0|^2.
+
+    Args:
+        num_steps: Evaluations, evenly over the T steps of training.
+        guidance_weight: w.
+        condition_dropout: Share of the rows that training leaves unguided.
+        weight: Of the loss.
+        length, num_heads, num_blocks: Of the encoder.
+        num_train_steps: T, with betas from 1e-4 to 0.02.
+
+    Call arguments:
+        behaviors: float (batch, k, d), newest last, padded on the left; k at most `length`.
+        real: bool (batch, k), True = real.
+        training: bool.
+
+    Returns:
+        (batch, d), at unit scale. Gradients flow through the last evaluation.
+
+    Reference:
+        Yang et al., NeurIPS 2023: https://arxiv.org/abs/2310.20453
+    """
+
+    def __init__(
+        self,
+        num_steps=20,
+        guidance_weight=2.0,
+        condition_dropout=0.1,
+        weight=0.1,
+        length=50,
+        num_heads=2,
+        num_blocks=1,
+        num_train_steps=1000,
+        **kwargs,
+    ):
+        schedule = Schedule.linear(num_train_steps)
+        super().__init__(schedule, num_steps, weight, length, num_heads, num_blocks, **kwargs)
+        check_not_negative(guidance_weight=guidance_weight, condition_dropout=condition_dropout)
+        self.guidance_weight = guidance_weight
+        self.condition_dropout = condition_dropout
+        self.num_train_steps = num_train_steps
+        self.denoiser = MLPDenoiser(dtype=self.dtype_policy)
+
+    def build(self, behaviors_shape, *_):
+        dim = behaviors_shape[-1]
+        self.encoder.build(behaviors_shape)
+        self.denoiser.build(dim)
+        self.no_condition = self.add_weight(
+            name="no_condition", shape=(dim,), initializer=keras.initializers.RandomNormal()
+        )
+
+    def call(self, behaviors, real, training=None):
+        behaviors, real = self.prepare(behaviors, real)
+        order = ops.arange(ops.shape(real)[1])
+        states = self.encoder.encode(behaviors, real[:, None] & (order[:, None] >= order))
+        states = ops.where(real[..., None], states, self._none(states))
+        if training and self.weight > 0:
+            self._add_loss(behaviors[:, -1], real[:, -1], states[:, -2])
+        present = ops.cast(real[:, -1:], states.dtype)
+        return self.generate(
+            states[:, -1],
+            (1 + self.guidance_weight) * present,
+            self.chain_noise(states[:, -1], training),
+        )
+
+    def generate(self, condition, weight, noise):
+        """Algorithm 2.
+
+        Args:
+            condition: c, float (batch, d).
+            weight: float (batch, 1), 1 + w; 0 where there is no condition.
+            noise: float (steps + 1, batch or 1, d).
+
+        Returns:
+            (batch, d).
+        """
+        both = ops.stack([self._none(condition), condition], axis=1)
+        both = self.denoiser.condition(both)
+        times = self.denoiser.embed_time(self.chain.timesteps)
+
+        def predict(x, step):
+            predictions = self.denoiser(x[:, None], times[step][None, None], both)
+            return mix(predictions, weight)
+
+        start = noise[0] + ops.zeros_like(condition)
+        return sampler.sample_with_last_gradient(self.chain, predict, start, noise[1:])
+
+    def _none(self, like):
+        return ops.cast(self.no_condition, like.dtype) + ops.zeros_like(like)
+
+    def _add_loss(self, newest, real, condition):
+        x_0 = ops.stop_gradient(newest)
+        t, x = self.noised(x_0)
+        kept = uniform(ops.shape(real), self.seed_generator) >= self.condition_dropout
+        condition = ops.where(kept[:, None], condition, self._none(condition))
+        predicted = self.denoiser(
+            x[:, None],
+            self.denoiser.embed_time(t)[:, None],
+            self.denoiser.condition(condition[:, None]),
+        )
+        errors = ops.square(predicted[:, 0] - x_0)
+        add_mean_loss(self, errors, real, self.weight, self.loss_tracker)
+
+    def get_config(self):
+        config = {
+            "guidance_weight": self.guidance_weight,
+            "condition_dropout": self.condition_dropout,
+            "num_train_steps": self.num_train_steps,
+        }
+        return {**super().get_config(), **config}
+
+
+@keras.saving.register_keras_serializable(package="tfrec_diffusion")
+class TargetReconstructor(_Generator):
+    """DiffuRec: denoises pure noise into the next item, in the history's own Transformer.
+
+    f_theta(x_t, t, e) is the last output of a Transformer over z_i = e_i + lambda_i (x_t + d_t),
+    with lambda_i ~ N(delta, delta) and d_t the step's embedding. Its loss is the cross-entropy of
+    f(x_t, t, e) . x_0 against the next items of the other requests in the batch.
+
+    Args:
+        num_steps: Evaluations, evenly over the T steps of training.
+        uncertainty: delta.
+        weight: Of the loss.
+        length, num_heads, num_blocks: Of the Transformer.
+        num_train_steps: T; betas grow from 0.01 + 0.1 / T to 0.01 + 20 / T.
+
+    Call arguments:
+        behaviors: float (batch, k, d), newest last, padded on the left; k at most `length`.
+        real: bool (batch, k), True = real.
+        items: int (batch, k): equal ones are no negatives of each other.
+        training: bool.
+
+    Returns:
+        (batch, d); lambda is delta at inference. Gradients flow through the last evaluation.
+
+    Reference:
+        Li et al., TOIS 2023: https://arxiv.org/abs/2304.00686
+    """
+
+    def __init__(
+        self,
+        num_steps=8,
+        uncertainty=0.001,
+        weight=0.1,
+        length=50,
+        num_heads=2,
+        num_blocks=1,
+        num_train_steps=32,
+        **kwargs,
+    ):
+        first, last = 0.01 + 0.1 / num_train_steps, min(0.01 + 20 / num_train_steps, 0.999)
+        schedule = Schedule.linear(num_train_steps, first, last)
+        super().__init__(schedule, num_steps, weight, length, num_heads, num_blocks, **kwargs)
+        check_not_negative(uncertainty=uncertainty)
+        self.uncertainty = uncertainty
+        self.num_train_steps = num_train_steps
+
+    def build(self, behaviors_shape, *_):
+        self.encoder.build(behaviors_shape)
+
+    def call(self, behaviors, real, items, training=None):
+        behaviors, real = self.prepare(behaviors, real)
+        if training and self.weight > 0:
+            self._add_loss(behaviors, real, ops.pad(items, ((0, 0), (2, 0)))[:, -1])
+        noise = self.chain_noise(behaviors[:, -1], training)
+        return self.generate(behaviors, real, self._uncertainties(behaviors, training), noise)
+
+    def approximate(self, behaviors, real, uncertainties, x, t):
+        """f_theta(x_t, t, e).
+
+        Args:
+            behaviors: e, float (batch, k, d).
+            real: bool (batch, k).
+            uncertainties: lambda, float (batch, k, d) or a number.
+            x: x_t, float (batch, d).
+            t: int (batch or 1,).
+
+        Returns:
+            (batch, d).
+        """
+        noise = x + ops.cast(sinusoids(t, x.shape[-1]), x.dtype)
+        tokens = behaviors + uncertainties * noise[:, None]
+        # Without behaviors the last one, which is padding, sees itself.
+        attended = real[:, None] | ops.eye(ops.shape(real)[1], dtype="bool")
+        return self.encoder.encode(tokens, attended)[:, -1]
+
+    def generate(self, behaviors, real, uncertainties, noise):
+        """The reverse phase, from noise (steps + 1, batch or 1, d) to (batch, d)."""
+        timesteps = ops.convert_to_tensor(self.chain.timesteps, "int32")
+
+        def predict(x, step):
+            return self.approximate(behaviors, real, uncertainties, x, timesteps[step][None])
+
+        start = noise[0] + ops.zeros_like(behaviors[:, -1])
+        return sampler.sample_with_last_gradient(self.chain, predict, start, noise[1:])
+
+    def _uncertainties(self, behaviors, training):
+        if not training:
+            return self.uncertainty
+        noise = ops.cast(normal(ops.shape(behaviors), self.seed_generator), behaviors.dtype)
+        return self.uncertainty * (1 + noise)
+
+    def _add_loss(self, behaviors, real, items):
+        x_0, past, of_past = behaviors[:, -1], behaviors[:, :-1], real[:, :-1]
+        t, x = self.noised(x_0)
+        predicted = self.approximate(past, of_past, self._uncertainties(past, True), x, t)
+        logits = ops.cast(ops.matmul(predicted, ops.transpose(x_0)), "float32")
+        others = ops.not_equal(items[:, None], items) & real[:, -1]
+        own = ops.eye(ops.shape(items)[0], dtype="bool")
+        logits = ops.where(own | others, logits, -1e30)
+        errors = -ops.diagonal(ops.log_softmax(logits, axis=-1))
+        add_mean_loss(self, errors, of_past[:, -1], self.weight, self.loss_tracker)
+
+    def get_config(self):
+        config = {"uncertainty": self.uncertainty, "num_train_steps": self.num_train_steps}
+        return {**super().get_config(), **config}

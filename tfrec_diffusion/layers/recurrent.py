@@ -1,0 +1,175 @@
+"""DIEN's interest extractor, its loss, and interest evolution (Zhou et al., AAAI 2019)."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfrec_diffusion.layers.arguments import check_not_negative
+from tfrec_diffusion.layers.auxiliary_loss import add_mean_loss
+from tfrec_diffusion.layers.noise import randint, uniform
+
+
+@keras.saving.register_keras_serializable(package="tfrec_diffusion")
+class InterestExtractor(keras.layers.Layer):
+    """A GRU over the behaviors (eq. 2-5).
+
+    Call arguments:
+        behaviors: (batch, k, d), oldest first, padded on the left.
+        real: bool (batch, k), True = real.
+
+    Returns:
+        The state after each behavior, (batch, k, d); zeros before the first.
+
+    Reference:
+        https://arxiv.org/abs/1809.03672
+    """
+
+    def build(self, behaviors_shape, *_):
+        dim = behaviors_shape[-1]
+        self.gru = keras.layers.GRU(dim, return_sequences=True, dtype=self.dtype_policy)
+        self.gru.build((None, None, dim))
+
+    def call(self, behaviors, real):
+        # One step of padding: Keras's GRU takes no sequence of length 0.
+        behaviors = ops.pad(behaviors, ((0, 0), (1, 0), (0, 0)))
+        return self.gru(behaviors, mask=ops.pad(real, ((0, 0), (1, 0))))[:, 1:]
+
+    def compute_output_spec(self, behaviors, real):
+        return keras.KerasTensor(behaviors.shape, self.compute_dtype)
+
+
+@keras.saving.register_keras_serializable(package="tfrec_diffusion")
+class NextBehaviorLoss(keras.layers.Layer):
+    """The state after behavior t tells behavior t + 1 from another (eq. 6), in training.
+
+    The negative is a random behavior of another request of the batch.
+
+    Args:
+        weight: Of the loss, alpha.
+
+    Call arguments:
+        states: (batch, k, d), after each behavior.
+        behaviors: (batch, k, d), oldest first, padded on the left.
+        real: bool (batch, k), True = real.
+        training: bool.
+
+    Returns:
+        `states`, as they are.
+
+    Reference:
+        https://arxiv.org/abs/1809.03672
+    """
+
+    def __init__(self, weight=1.0, **kwargs):
+        super().__init__(**kwargs)
+        check_not_negative(weight=weight)
+        self.weight = weight
+        self.seed_generator = keras.random.SeedGenerator()
+        self.loss_tracker = keras.metrics.Mean(name="next_behavior_loss")
+
+    def call(self, states, behaviors, real, training=None):
+        if training and self.weight > 0:
+            negatives, there = self._draw(behaviors, real)
+            errors = self.errors(states[:, :-1], behaviors[:, 1:], negatives[:, 1:])
+            follows = real[:, :-1] & real[:, 1:] & there[:, 1:]
+            errors, follows = ops.reshape(errors, (-1,)), ops.reshape(follows, (-1,))
+            add_mean_loss(self, errors, follows, self.weight, self.loss_tracker)
+        return states
+
+    def errors(self, states, positives, negatives):
+        """-log s(h_t . e_{t+1}) - log(1 - s(h_t . e'_{t+1})), (batch, k - 1)."""
+        states = ops.cast(states, "float32")
+        positive, negative = (
+            ops.sum(states * ops.cast(x, "float32"), axis=-1) for x in (positives, negatives)
+        )
+        return ops.softplus(-positive) + ops.softplus(negative)
+
+    def _draw(self, behaviors, real):
+        """Behaviors of other requests, as `behaviors`, and whether there is one, (batch, k)."""
+        batch, length = tf.shape(real)[0], tf.shape(real)[1]
+        own = tf.range(batch)[:, None]
+        shift = randint(tf.shape(real), 1, tf.maximum(batch, 2), self.seed_generator)
+        other = (own + shift) % batch
+        counts = tf.gather(tf.reduce_sum(tf.cast(real, tf.int32), axis=1), other)
+        share = uniform(tf.shape(real), self.seed_generator)
+        back = tf.cast(share * tf.cast(counts, tf.float32), tf.int32)  # from the newest
+        place = length - 1 - tf.minimum(back, tf.maximum(counts - 1, 0))
+        drawn = tf.gather_nd(behaviors, tf.stack([other, place], axis=-1))
+        return drawn, (counts > 0) & (other != own)
+
+    def compute_output_spec(self, states, behaviors, real, training=None):
+        return keras.KerasTensor(states.shape, self.compute_dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "weight": self.weight}
+
+
+@keras.saving.register_keras_serializable(package="tfrec_diffusion")
+class InterestEvolution(keras.layers.Layer):
+    """AUGRU: a GRU whose update gate is scaled by each candidate's attention (eq. 8-12).
+
+    a_t = softmax_t(h_t W e_a); u~_t = a_t u_t; h'_t = (1 - u~_t) h'_{t-1} + u~_t h~_t. Inputs are
+    multiplied once for all steps and candidates.
+
+    Call arguments:
+        states: (batch, k, d), of the extractor.
+        target: (batch, candidates, dim), e_a.
+        real: bool (batch, k), True = real; others leave the state as it is.
+
+    Returns:
+        h'_T, (batch, candidates, d): zeros without behaviors.
+
+    Reference:
+        https://arxiv.org/abs/1809.03672
+    """
+
+    def build(self, states_shape, target_shape, *_):
+        dim = states_shape[-1]
+        self.attention_kernel = self.add_weight(
+            name="attention_kernel", shape=(target_shape[-1], dim)
+        )
+        self.kernel = self.add_weight(name="kernel", shape=(dim, 3 * dim))
+        self.recurrent_kernel = self.add_weight(
+            name="recurrent_kernel", shape=(dim, 3 * dim), initializer="orthogonal"
+        )
+        self.bias = self.add_weight(name="bias", shape=(3 * dim,), initializer="zeros")
+
+    def call(self, states, target, real):
+        return self.evolve(states, self.attention(states, target, real))
+
+    def attention(self, states, target, real):
+        """a_t, (batch, candidates, k); 0 where not real."""
+        query = ops.matmul(target, self.attention_kernel)
+        logits = ops.cast(ops.matmul(query, ops.transpose(states, (0, 2, 1))), "float32")
+        real = real[:, None]
+        weights = ops.softmax(ops.where(real, logits, -1e30), axis=-1)
+        return ops.cast(ops.where(real, weights, 0.0), states.dtype)
+
+    def evolve(self, states, attention):
+        """h'_T, (batch, candidates, d), of attention (batch, candidates, k)."""
+        batch, candidates, steps = tf.unstack(tf.shape(attention))
+        dim = states.shape[-1]
+        inputs = tf.transpose(ops.matmul(states, self.kernel) + self.bias, (1, 0, 2))
+        attention = tf.transpose(attention, (2, 0, 1))[..., None]
+        recurrent_kernel = ops.cast(self.recurrent_kernel, states.dtype)
+
+        def step(t, state):
+            of_input = inputs[t][:, None]
+            of_state = tf.reshape(state @ recurrent_kernel, (batch, candidates, 3 * dim))
+            update, reset = tf.split(
+                tf.sigmoid(of_input[..., : 2 * dim] + of_state[..., : 2 * dim]), 2, axis=-1
+            )
+            proposal = tf.tanh(of_input[..., 2 * dim :] + reset * of_state[..., 2 * dim :])
+            update = attention[t] * update
+            state = tf.reshape(state, (batch, candidates, dim))
+            state = (1 - update) * state + update * proposal
+            return t + 1, tf.reshape(state, (batch * candidates, dim))
+
+        start = tf.zeros((batch * candidates, dim), states.dtype)
+        _, state = tf.while_loop(
+            lambda t, _: t < steps, step, (tf.constant(0), start), maximum_iterations=steps
+        )
+        return tf.reshape(state, (batch, candidates, dim))
+
+    def compute_output_spec(self, states, target, real):
+        return keras.KerasTensor((*target.shape[:2], states.shape[-1]), self.compute_dtype)
