@@ -1,6 +1,7 @@
 """Samples/s of training and of inference, on random requests that share no history.
 
     python tools/benchmark_training.py
+    python tools/benchmark_training.py --models=sim_soft,eta,sdim,twin --lengths=1000
     python tools/benchmark_training.py --models=din --lengths=50 --table_rows=50000,5000000
 
 The first line is what BUILD_NOTES.md reports: item and category of dim 8, one candidate, batches
@@ -23,7 +24,7 @@ from tfrec_diffusion import models
 from tfrec_diffusion.losses import LogLoss
 from tfrec_diffusion.optimizers import LazyAdam
 
-MODELS = flags.DEFINE_list("models", ["avg_pooling", "din"], "registered models")
+MODELS = flags.DEFINE_list("models", sorted(models.MODELS), "registered models")
 LENGTHS = flags.DEFINE_list("lengths", ["50", "1000"], "history lengths")
 TABLE_ROWS = flags.DEFINE_list("table_rows", ["50000"], "rows of the item table")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "samples a step")
@@ -41,7 +42,7 @@ class Setting:
 
     def __init__(self, name, length, rows):
         self.name, self.length, self.rows = name, length, rows
-        schema = random_requests.schema(length, items=rows)
+        schema = random_requests.schema(length, items=rows, clusters=name == "twin_v2")
         dtype = "mixed_bfloat16" if MIXED_PRECISION.value else "float32"
         self.model = models.create(name, schema=schema, dtype=dtype)
         optimizer = {"lazy_adam": LazyAdam, "adam": keras.optimizers.Adam}[OPTIMIZER.value]()

@@ -13,13 +13,23 @@ FEATURES = (
 )
 
 
-def schema(history_length, items=50_000, categories=3_000):
-    """Item and category of dim 8, as in the published comparisons."""
+def schema(history_length, items=50_000, categories=3_000, clusters=False):
+    """Item and category of dim 8, as in the published comparisons.
+
+    Args:
+        history_length: Behaviors of each request.
+        items, categories: Rows of the tables.
+        clusters: Whether the behaviors are clusters, whose sizes TWIN-V2 needs.
+    """
     tables = (
         Table("item", "hash", "int64", rows=items),
         Table("category", "hash", "int64", rows=categories),
     )
-    return Schema("random", FEATURES, tables, history_length)
+    if not clusters:
+        return Schema("random", FEATURES, tables, history_length)
+    size = Table("size", "boundaries", "float32", rows=22, boundaries=range(2, 21))
+    features = (*FEATURES, Feature("history_size", "behavior", "size"))
+    return Schema("random", features, (*tables, size), history_length)
 
 
 def requests(schema, count, candidates=1, seed=0):

@@ -16,13 +16,13 @@ LENGTHS = np.array([9, 0, 2, 5])
 
 
 def numpy_top(scores, history_mask, k):
-    """Candidate by candidate, a list of positions: a stable sort of the reversed history."""
+    """Lists of positions, newest first: the first k of a stable sort of the reversed history."""
     found = np.empty(scores.shape[:2], object)
     for b, n in np.ndindex(found.shape):
         positions = [j for j in range(scores.shape[2]) if history_mask[b, j]]
         positions = [j for j in reversed(positions) if scores[b, n, j] > -INF]
         order = np.argsort([-scores[b, n, j] for j in positions], kind="stable")
-        found[b, n] = [positions[i] for i in order[:k]]
+        found[b, n] = sorted((positions[i] for i in order[:k]), reverse=True)
     return found
 
 
@@ -95,7 +95,7 @@ def test_top_scores_by_hand():
     positions, real = TopScores(3)(scores, np.array([[1, 1, 1, 1, 0]], bool))
     assert (positions.dtype, real.dtype) == (tf.int32, tf.bool)
     np.testing.assert_array_equal(real, [[[1, 1, 1], [1, 1, 0]]])
-    np.testing.assert_array_equal(np.where(real, positions, 0), [[[2, 1, 3], [3, 1, 0]]])
+    np.testing.assert_array_equal(np.where(real, positions, 0), [[[3, 2, 1], [3, 1, 0]]])
 
 
 @pytest.mark.parametrize("count", [1, 4, 9, 20])
@@ -159,7 +159,7 @@ def test_no_gradient_flows_through_the_search(vectors, history_mask):
 def test_scores_are_ranked_in_float32_under_any_policy(dtype):
     scores = 1e5 - np.arange(5000, dtype="f")[None, None]
     positions, _ = TopScores(3, dtype=dtype)(scores, np.ones((1, 5000), bool))
-    np.testing.assert_array_equal(positions, [[[0, 1, 2]]])
+    np.testing.assert_array_equal(positions, [[[2, 1, 0]]])
 
 
 # === SIM's hard search ===

@@ -13,7 +13,7 @@ from tfrec_diffusion.layers.arguments import check_positive_integers
 # product adds in another order at another position or batch size, so that the same behavior, twice
 # in a history, can score a few units in the last place apart, and one would be left out.
 _STEPS = 21
-_RESOLUTION = 2.0 ** (1 - _STEPS)
+RESOLUTION = 2.0 ** (1 - _STEPS)
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
@@ -187,4 +187,4 @@ def kth_largest(scores, k):
 def _largest(scores, k):
     """Bool of the shape of `scores`: the k (batch,) largest of each column, and their ties."""
     threshold, magnitude = kth_largest(scores, k[:, None, None])
-    return scores >= (threshold - _RESOLUTION * magnitude)[..., None]
+    return scores >= (threshold - RESOLUTION * magnitude)[..., None]
