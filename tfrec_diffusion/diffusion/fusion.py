@@ -11,6 +11,7 @@ from tfrec_diffusion.layers.arguments import (
     check_choice,
     check_not_negative,
     check_positive_integers,
+    check_share,
 )
 from tfrec_diffusion.layers.auxiliary_loss import add_mean_loss
 from tfrec_diffusion.layers.noise import normal, randint, uniform
@@ -75,11 +76,7 @@ class DiffusionFusion(keras.layers.Layer):
         super().__init__(**kwargs)
         check_choice("sampler", sampler, _CHAINS)
         check_choice("trajectory_state", trajectory_state, ("same_noise", "ddim"))
-        if not 0 <= condition_dropout < 1:
-            raise ValueError(
-                "`condition_dropout` must be in [0, 1). "
-                f"Received: condition_dropout={condition_dropout}"
-            )
+        check_share(condition_dropout=condition_dropout)
         check_not_negative(weight=weight)
         check_positive_integers(curriculum_steps=curriculum_steps)
         self.denoiser = denoiser

@@ -13,7 +13,11 @@ from tfrec_diffusion.diffusion.backbones import MLPDenoiser
 from tfrec_diffusion.diffusion.denoiser import sinusoids
 from tfrec_diffusion.diffusion.guidance import mix
 from tfrec_diffusion.diffusion.schedule import Schedule
-from tfrec_diffusion.layers.arguments import check_not_negative, check_positive_integers
+from tfrec_diffusion.layers.arguments import (
+    check_not_negative,
+    check_positive_integers,
+    check_share,
+)
 from tfrec_diffusion.layers.auxiliary_loss import add_mean_loss
 from tfrec_diffusion.layers.encoder import BehaviorEncoder
 from tfrec_diffusion.layers.noise import normal, randint, uniform
@@ -25,7 +29,9 @@ _INFERENCE_SEED = 2025
 class _Generator(keras.layers.Layer):
     def __init__(self, schedule, num_steps, weight, length, num_heads, num_blocks, **kwargs):
         super().__init__(**kwargs)
-        check_positive_integers(num_steps=num_steps, length=length - 1)
+        check_positive_integers(num_steps=num_steps, length=length)
+        if length < 2:
+            raise ValueError(f"`length` must be at least 2. Received: {length=}")
         if num_steps > schedule.num_steps:
             raise ValueError(
                 f"`num_steps` must be at most {schedule.num_steps}. Received: {num_steps=}"
@@ -121,7 +127,8 @@ class OracleGenerator(_Generator):
     ):
         schedule = Schedule.linear(num_train_steps)
         super().__init__(schedule, num_steps, weight, length, num_heads, num_blocks, **kwargs)
-        check_not_negative(guidance_weight=guidance_weight, condition_dropout=condition_dropout)
+        check_not_negative(guidance_weight=guidance_weight)
+        check_share(condition_dropout=condition_dropout)
         self.guidance_weight = guidance_weight
         self.condition_dropout = condition_dropout
         self.num_train_steps = num_train_steps

@@ -15,6 +15,13 @@ def check_not_negative(**arguments):
             raise ValueError(f"`{name}` must be >= 0. Received: {name}={value!r}")
 
 
+def check_share(**arguments):
+    """Raises a `ValueError` that names the first argument that is not a number in [0, 1)."""
+    for name, value in arguments.items():
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            raise ValueError(f"`{name}` must be in [0, 1). Received: {name}={value!r}")
+
+
 def check_choice(name, value, choices):
     """Raises a `ValueError` that names the argument and its choices if `value` is none of them."""
     if value not in choices:

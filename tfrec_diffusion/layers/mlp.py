@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from tfrec_diffusion.layers import dice
+from tfrec_diffusion.layers.arguments import check_share
 
 
 def make_activation(name, shared_axes=None, dtype=None):
@@ -67,8 +68,7 @@ class MLP(keras.layers.Layer):
     def __init__(self, units, activation="dice", dropout=0.0, **kwargs):
         super().__init__(**kwargs)
         units = check_units(units)
-        if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-            raise ValueError(f"`dropout` must be in [0, 1). Received: dropout={dropout!r}")
+        check_share(dropout=dropout)
         self.units = units
         self.activation = activation
         self.dropout = dropout

@@ -147,6 +147,9 @@ class InterestEvolution(keras.layers.Layer):
 
     def evolve(self, states, attention):
         """h'_T, (batch, candidates, d), of attention (batch, candidates, k)."""
+        # One step of padding, without attention: XLA takes no loop over a length of 0.
+        states = ops.pad(states, ((0, 0), (1, 0), (0, 0)))
+        attention = ops.pad(attention, ((0, 0), (0, 0), (1, 0)))
         batch, candidates, steps = tf.unstack(tf.shape(attention))
         dim = states.shape[-1]
         inputs = tf.transpose(ops.matmul(states, self.kernel) + self.bias, (1, 0, 2))

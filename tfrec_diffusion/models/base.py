@@ -129,7 +129,9 @@ class RankingModel(keras.Model):
         with tf.GradientTape() as tape:
             y_pred = self(x, training=True)
             loss = self._compute_loss(x, y, y_pred, sample_weight, training=True)
-        self._loss_tracker.update_state(loss, sample_weight=tf.shape(y)[0])
+        # A replica's loss is its share of the whole batch's.
+        shown = loss * tf.distribute.get_strategy().num_replicas_in_sync
+        self._loss_tracker.update_state(shown, sample_weight=tf.shape(y)[0])
         return y_pred, tape.gradient(loss, self.trainable_weights)
 
 

@@ -2,6 +2,7 @@
 
 import keras
 
+from tfrec_diffusion.layers.arguments import check_positive_integers
 from tfrec_diffusion.layers.attention import LocalActivationUnit
 from tfrec_diffusion.layers.co_action import CoAction
 from tfrec_diffusion.layers.mlp import check_units
@@ -74,7 +75,9 @@ class CAN(RankingModel):
             for feature in schema.group("history")
             if feature.name in pairs
         }
-        newest = None if max_length is None else Newest(max_length, name="can.newest")
+        if max_length is not None:
+            check_positive_integers(max_length=max_length)
+        newest = max_length and Newest(max_length, name="can.newest")
 
         # === Functional model ===
         def tower_inputs(request):

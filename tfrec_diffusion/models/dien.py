@@ -2,6 +2,7 @@
 
 import keras
 
+from tfrec_diffusion.layers.arguments import check_positive_integers
 from tfrec_diffusion.layers.recurrent import (
     InterestEvolution,
     InterestExtractor,
@@ -36,6 +37,7 @@ class DIEN(RankingModel):
 
     def __init__(self, schema, max_length=100, next_behavior_weight=1.0, **kwargs):
         # === Layers ===
+        check_positive_integers(max_length=max_length)
         dtype = kwargs.get("dtype")
         newest = Newest(max_length, name="dien.newest")
         extract = InterestExtractor(dtype=dtype, name="dien.extractor")

@@ -3,6 +3,7 @@
 import keras
 
 from tfrec_diffusion.diffusion.next_item import TargetReconstructor
+from tfrec_diffusion.layers.arguments import check_positive_integers
 from tfrec_diffusion.layers.normalization import unit_scale
 from tfrec_diffusion.layers.search import Newest
 from tfrec_diffusion.models.base import RankingModel
@@ -48,6 +49,7 @@ class DiffuRec(RankingModel):
         **kwargs,
     ):
         # === Layers ===
+        check_positive_integers(max_length=max_length)
         # Diffusion stays in float32 under mixed precision.
         newest = Newest(max_length, name="diffurec.newest")
         generate = TargetReconstructor(

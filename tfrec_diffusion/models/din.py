@@ -2,6 +2,7 @@
 
 import keras
 
+from tfrec_diffusion.layers.arguments import check_positive_integers
 from tfrec_diffusion.layers.attention import LocalActivationUnit
 from tfrec_diffusion.layers.search import Newest
 from tfrec_diffusion.models.base import RankingModel
@@ -37,7 +38,9 @@ class DIN(RankingModel):
         attention = LocalActivationUnit(
             attention_units, activation, dtype=dtype, name="din.attention"
         )
-        newest = None if max_length is None else Newest(max_length, name="din.newest")
+        if max_length is not None:
+            check_positive_integers(max_length=max_length)
+        newest = max_length and Newest(max_length, name="din.newest")
 
         # === Functional model ===
         def tower_inputs(request):

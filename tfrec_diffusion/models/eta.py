@@ -2,6 +2,7 @@
 
 import keras
 
+from tfrec_diffusion.layers.arguments import check_positive_integers
 from tfrec_diffusion.layers.hashing import HammingSearch
 from tfrec_diffusion.layers.search import TopScores
 from tfrec_diffusion.layers.target_attention import TargetAttention, TargetQuery
@@ -39,6 +40,7 @@ class ETA(RankingModel):
         self, schema, retrieved_length=100, short_length=50, num_bits=32, num_heads=4, **kwargs
     ):
         # === Layers ===
+        check_positive_integers(retrieved_length=retrieved_length)
         dtype = kwargs.get("dtype")
         distance = HammingSearch(num_bits, dtype=dtype, name="eta.hamming_distance")
         search = TopScores(retrieved_length, name="eta.search")

@@ -1,5 +1,6 @@
 """The short-term part of the models that search in the long-term history."""
 
+from tfrec_diffusion.layers.arguments import check_positive_integers
 from tfrec_diffusion.layers.search import Newest
 from tfrec_diffusion.layers.target_attention import TargetAttention, TargetQuery
 
@@ -15,6 +16,7 @@ class ShortTerm:
     """
 
     def __init__(self, length, num_heads, dtype, name):
+        check_positive_integers(short_length=length)
         self.newest = Newest(length, name=f"{name}.newest")
         self.query = TargetQuery(num_heads, dtype=dtype, name=f"{name}.short_term_query")
         self.attention = TargetAttention(dtype=dtype, name=f"{name}.short_term_attention")

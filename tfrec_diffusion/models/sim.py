@@ -1,9 +1,10 @@
 """SIM: Search-based Interest Model, with hard and with soft search (Pi et al., CIKM 2020)."""
 
 import keras
+import tensorflow as tf
 from keras import ops
 
-from tfrec_diffusion.layers.arguments import check_not_negative, choose
+from tfrec_diffusion.layers.arguments import check_not_negative, check_positive_integers, choose
 from tfrec_diffusion.layers.cross_features import BehaviorFeatureEmbedding
 from tfrec_diffusion.layers.mlp import MLP
 from tfrec_diffusion.layers.search import InnerProductSearch, SameCategory, TopScores
@@ -53,6 +54,7 @@ class SIMHard(RankingModel):
         **kwargs,
     ):
         # === Layers ===
+        check_positive_integers(retrieved_length=retrieved_length)
         schema = as_schema(schema)
         dtype = kwargs.get("dtype")
         categories = {
@@ -126,6 +128,7 @@ class SIMSoft(RankingModel):
         **kwargs,
     ):
         # === Layers ===
+        check_positive_integers(retrieved_length=retrieved_length)
         check_not_negative(search_weight=search_weight)
         schema = as_schema(schema)
         dtype = kwargs.get("dtype")
@@ -167,7 +170,8 @@ class SIMSoft(RankingModel):
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         if training:
             search_loss = LogLoss()(y, self.general_search(x, training=True), sample_weight)
-            self.search_loss_tracker.update_state(search_loss)
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            self.search_loss_tracker.update_state(search_loss * replicas)
             loss += self.search_weight * search_loss
         return loss
 

@@ -2,6 +2,7 @@
 
 import keras
 
+from tfrec_diffusion.layers.arguments import check_positive_integers
 from tfrec_diffusion.layers.cross_features import CrossBias
 from tfrec_diffusion.layers.search import TopScores
 from tfrec_diffusion.layers.target_attention import QueryScores, TargetAttention, TargetQuery
@@ -105,6 +106,7 @@ class ConsistentAttention:
     """
 
     def __init__(self, bias, retrieved_length, num_heads, dtype, model):
+        check_positive_integers(retrieved_length=retrieved_length)
         self.bias = bias
         self.query = TargetQuery(num_heads, dtype=dtype, name=f"{model}.query")
         self.relevance = QueryScores(dtype=dtype, name=f"{model}.relevance")

@@ -1,0 +1,51 @@
+"""Trains every model on one device and, mirrored, on two virtual CPUs; prints what came of it.
+
+Devices can be set up only before TensorFlow runs anything, hence a process of its own, started by
+`test_mirrored.py`. Dice would take its statistics from each replica's part of the batch.
+"""
+
+import contextlib
+import json
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+from test_conformance import NOISY, SMALL
+
+from tfrec_diffusion import models
+from tfrec_diffusion.losses import LogLoss
+from tfrec_diffusion.optimizers import LazyAdam
+from tfrec_diffusion.schema import Schema
+
+
+def fit(name, schema, features, label, strategy):
+    keras.utils.set_random_seed(0)
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        model = models.create(name, schema=schema, **{**SMALL.get(name, {}), "activation": "relu"})
+        model.compile(LazyAdam(0.02), LogLoss(), jit_compile=False)
+    batches = tf.data.Dataset.from_tensor_slices((features, label)).batch(32)
+    history = model.fit(batches, verbose=0).history["loss"]
+    return history[0], model.get_weights()
+
+
+def main(request_path):
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    saved = dict(np.load(request_path))
+    schema = Schema.from_config(json.loads(str(saved.pop("schema"))))
+    label = (saved["item"] % 2).astype("f")
+    found = {}
+    for name in models.MODELS:
+        loss, weights = fit(name, schema, saved, label, strategy)
+        found[name] = {"loss": loss}
+        if name not in NOISY:  # each replica has noise of its own
+            one, of_one = fit(name, schema, saved, label, None)
+            differences = [abs(a - b).max() for a, b in zip(weights, of_one, strict=True) if a.size]
+            found[name] |= {"one": one, "difference": float(max(differences))}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
