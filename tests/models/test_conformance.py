@@ -52,8 +52,15 @@ def candidates(schema, features, selection):
 
 @pytest.mark.slow
 def test_fit_lowers_the_loss_with_xla_and_without(name, schema, make_requests):
-    features = make_requests(batch=64)
+    features = make_requests(batch=64, candidates=1)
     label = (features["item"] % 2).astype("f")
+
+    def open_shape(x):
+        """As the input pipeline's."""
+        return tf.raw_ops.PlaceholderWithDefault(input=x, shape=[None] * len(x.shape))
+
+    data = tf.data.Dataset.from_tensor_slices((features, label)).batch(32)
+    data = data.map(lambda *parts: keras.tree.map_structure(open_shape, parts))
     losses = {}
     for jit_compile in (True, False):
         keras.utils.set_random_seed(0)
@@ -64,10 +71,13 @@ def test_fit_lowers_the_loss_with_xla_and_without(name, schema, make_requests):
             weighted_metrics=[keras.metrics.AUC(name="auc")],
             jit_compile=jit_compile,
         )
-        history = model.fit(features, label, epochs=4, batch_size=32, shuffle=False, verbose=0)
+        history = model.fit(data, epochs=4, shuffle=False, verbose=0)
         losses[jit_compile] = history.history["loss"]
         assert losses[jit_compile][-1] < losses[jit_compile][0]
         assert history.history["auc"][-1] > 0.6
+        np.testing.assert_allclose(
+            model.predict_on_batch(features), model(features), rtol=1e-4, atol=1e-5
+        )
     compared = slice(1) if name in NOISY else slice(None)
     rtol = 0.2 if name in NOISY else 1e-3
     np.testing.assert_allclose(losses[True][compared], losses[False][compared], rtol=rtol)

@@ -124,24 +124,25 @@ class HashBucketPooling(_SimHash):
         real = ops.cast(history_mask, "float32")[..., None]
         codes, wanted = self.codes(history), self.codes(target)
         history = ops.cast(history, "float32") * real
+        # Of fewer candidates than buckets their own are filled, else all. No `tf.cond`: XLA takes
+        # the shapes of its results for open ones.
         candidates, buckets = tf.shape(target)[1], 2**self.hash_bits
+        few, count = candidates < buckets, tf.minimum(candidates, buckets)
+        every = tf.range(float(buckets))[:, None]
+        filled = self._fill(tf.where(few, wanted[:, :count], every[:count]), codes, history)
+        order = tf.cast(tf.range(candidates), "float32")[:, None]
+        places = tf.cast(tf.where(few, order + tf.zeros_like(wanted), wanted), "int32")
+        found = tf.gather(filled, tf.transpose(places, (0, 2, 1)), batch_dims=2)
+        return ops.cast(ops.mean(found, axis=1), self.compute_dtype)
 
-        def fill(wanted):
-            """Normalized sums of the wanted buckets, (batch, m, G), of each hash: and d wide."""
-            falls = ops.equal(codes[:, :, None], wanted[:, None])  # (batch, length, m, G)
-            shape = ops.shape(falls)
-            falls = ops.cast(ops.reshape(falls, (*shape[:2], -1)), "float32")
-            sums = tf.matmul(falls, history, transpose_a=True)
-            return unit_length(ops.reshape(sums, (shape[0], *shape[2:], history.shape[-1])))
-
-        def look_up():
-            every = tf.range(float(buckets))[None, :, None] + tf.zeros_like(wanted[:, :1])
-            places = tf.transpose(tf.cast(wanted, tf.int32), (0, 2, 1))
-            filled = tf.transpose(fill(every), (0, 2, 1, 3))
-            return tf.transpose(tf.gather(filled, places, batch_dims=2), (0, 2, 1, 3))
-
-        found = tf.cond(candidates < buckets, lambda: fill(wanted), look_up)
-        return ops.cast(ops.mean(found, axis=2), self.compute_dtype)
+    def _fill(self, wanted, codes, history):
+        """Normalized sums of the wanted buckets (batch, m, G) of each hash: (batch, G, m, d)."""
+        falls = ops.equal(codes[:, :, None], wanted[:, None])  # (batch, length, m, G)
+        shape = ops.shape(falls)
+        falls = ops.cast(ops.reshape(falls, (*shape[:2], shape[2] * shape[3])), "float32")
+        sums = tf.matmul(falls, history, transpose_a=True)
+        sums = ops.reshape(sums, (shape[0], *shape[2:], history.shape[-1]))
+        return tf.transpose(unit_length(sums), (0, 2, 1, 3))
 
     def codes(self, x):
         """(..., d) to the bucket in each hash, float32 integers (..., G)."""

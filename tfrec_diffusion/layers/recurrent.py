@@ -150,7 +150,7 @@ class InterestEvolution(keras.layers.Layer):
         # One step of padding, without attention: XLA takes no loop over a length of 0.
         states = ops.pad(states, ((0, 0), (1, 0), (0, 0)))
         attention = ops.pad(attention, ((0, 0), (0, 0), (1, 0)))
-        batch, candidates, steps = tf.unstack(tf.shape(attention))
+        batch, candidates, steps = ops.shape(attention)
         dim = states.shape[-1]
         inputs = tf.transpose(ops.matmul(states, self.kernel) + self.bias, (1, 0, 2))
         attention = tf.transpose(attention, (2, 0, 1))[..., None]
