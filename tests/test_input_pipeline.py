@@ -139,6 +139,12 @@ def test_an_unknown_split_lists_those_there_are(directory):
         RequestData(directory).batches("valid")
 
 
+def test_a_trained_model_is_no_data_set(directory, tmp_path):
+    RequestData(directory).schema.save(tmp_path)
+    with pytest.raises(FileNotFoundError, match="has a schema but no records: expected a directory"):
+        RequestData(tmp_path)
+
+
 def test_the_newest_version_is_found(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected what `python -m tfrec_diffusion.prepare"):
         find_prepared(tmp_path, "taobao")

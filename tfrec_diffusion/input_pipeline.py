@@ -73,6 +73,11 @@ class RequestData:
             schema = dataclasses.replace(schema, history_length=history_length)
         self.directory = pathlib.Path(directory)
         self.schema = schema
+        if not (self.directory / "dataset_info.json").exists():
+            raise FileNotFoundError(
+                f"{directory} has a schema but no records: expected a directory written by "
+                "`python -m tfrec_diffusion.prepare`"
+            )
         self._splits = tfds.builder_from_directory(str(directory)).info.splits
 
     @property
