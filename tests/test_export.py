@@ -113,12 +113,14 @@ def test_examples_give_the_models_scores(model, model_dir, raw):
 def test_a_model_gets_what_is_known_of_each_behavior(model_dir, schema, raw):
     """One whose log-odds are the sum of the rows of the gaps."""
 
-    def score(embedded):
-        rows = keras.ops.cast(embedded["features"]["history_gap"], "float32")
+    def tower_inputs(request):
+        rows = keras.ops.cast(request.features["history_gap"], "float32")
         sums = keras.ops.sum(rows, axis=-1)[:, None, None]
-        return sums + keras.ops.zeros_like(embedded["candidate"][..., :1])
+        return [sums + keras.ops.zeros_like(request.candidate[..., :1])]
 
-    model = RankingModel(schema, score, embedding_dim=None, embedding_stddev=0.01)
+    model = RankingModel(schema, tower_inputs, tower_units=(1,), activation="relu")
+    for name in ("click.tower", "click.logit"):
+        model.get_layer(name).set_weights([np.ones((1, 1)), np.zeros(1)])
     model.behavior_features = ("history_gap",)
     served = tf.saved_model.load(str(export(model, model_dir, model_dir / "export"))).signatures
 

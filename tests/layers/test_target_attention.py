@@ -270,9 +270,9 @@ def test_scores_are_the_attention_s_mean_logits(heads, with_bias):
     shift = logits - scores.numpy()  # the softmax's
     np.testing.assert_allclose(shift, np.broadcast_to(shift[..., :1], shift.shape), atol=1e-4)
     if heads == 1:
-        order = np.argsort(-logits, axis=-1)
-        positions, _ = TopScores(DIM)(scores, np.ones((2, DIM), bool))
-        np.testing.assert_array_equal(positions, order)
+        highest = np.argsort(-logits, axis=-1)[..., :4]
+        positions, _ = TopScores(4)(scores, np.ones((2, DIM), bool))
+        np.testing.assert_array_equal(positions, np.sort(highest)[..., ::-1])
 
 
 @pytest.mark.parametrize("heads", [1, 3])
@@ -288,8 +288,8 @@ def test_scores_rank_as_keys_and_queries_written_out(heads):
     logits = np.einsum("bnhk,bjhk->bnjh", queries, keys) / width**0.5 + bias[:, None]
     np.testing.assert_allclose(scores, logits.mean(axis=-1), rtol=1e-4, atol=1e-4)
     positions, _ = TopScores(10)(scores, np.ones((4, 40), bool))
-    order = np.argsort(-logits.mean(axis=-1), axis=-1, kind="stable")[..., :10]
-    np.testing.assert_array_equal(positions, order)
+    highest = np.argsort(-logits.mean(axis=-1), axis=-1, kind="stable")[..., :10]
+    np.testing.assert_array_equal(positions, np.sort(highest)[..., ::-1])
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])

@@ -380,8 +380,8 @@ def test_the_size_is_the_last_behavior_feature(clustered):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"retrieved_length": 0}, "`count` must be a positive integer"),
-        ({"short_length": 0}, "`count` must be a positive integer"),
+        ({"retrieved_length": 0}, "`retrieved_length` must be a positive integer"),
+        ({"short_length": 0}, "`short_length` must be a positive integer"),
         ({"num_heads": 0}, "`num_heads` must be a positive integer"),
     ],
     ids=str,

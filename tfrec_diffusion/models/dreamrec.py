@@ -2,7 +2,7 @@
 
 import keras
 
-from tfrec_diffusion.diffusion.next_item import OracleGenerator
+from tfrec_diffusion.diffusion.item_generators import OracleGenerator
 from tfrec_diffusion.layers.arguments import check_positive_integers
 from tfrec_diffusion.layers.normalization import unit_scale
 from tfrec_diffusion.layers.search import Newest

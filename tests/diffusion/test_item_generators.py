@@ -1,13 +1,13 @@
 import keras
-import literal_next_item as literal
+import literal_item_generators as literal
 import numpy as np
 import pytest
 import tensorflow as tf
 from differences import assert_gradients_are_differences
 from literal_fusion import f_theta
 
-from tfrec_diffusion.diffusion import next_item
-from tfrec_diffusion.diffusion.next_item import OracleGenerator, TargetReconstructor
+from tfrec_diffusion.diffusion import item_generators
+from tfrec_diffusion.diffusion.item_generators import OracleGenerator, TargetReconstructor
 from tfrec_diffusion.diffusion.sampler import ddpm, sample, sample_with_last_gradient, strided
 from tfrec_diffusion.diffusion.schedule import Schedule
 from tfrec_diffusion.layers.normalization import unit_scale
@@ -44,7 +44,7 @@ def draws(monkeypatch):
             key = kind, *map(int, shape)
             return drawn.setdefault(key, make(tuple(shape), *arguments[:-1]))
 
-        monkeypatch.setattr(next_item, kind, draw)
+        monkeypatch.setattr(item_generators, kind, draw)
 
     keep("normal", lambda shape: rng.normal(size=shape).astype("f"))
     keep("uniform", lambda shape: rng.uniform(size=shape).astype("f"))
