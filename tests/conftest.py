@@ -18,7 +18,8 @@ def _seed():
 
 @pytest.fixture
 def schema():
-    """User and hour beside item and category, the latter two in histories of up to 12 with gaps."""
+    """User and hour beside item and category, the latter two in histories of up to 12 with
+    gaps and, as if they were clusters, sizes."""
     return Schema(
         name="small",
         features=[
@@ -31,6 +32,7 @@ def schema():
             Feature("history_category", "history", "category"),
             Feature("history_hour", "history", "hour"),
             Feature("history_gap", "behavior", "gap"),
+            Feature("history_size", "behavior", "size"),
         ],
         tables=[
             Table("user", "hash", "string", rows=50, dim=4),
@@ -39,6 +41,7 @@ def schema():
             Table("category", "vocabulary", "string", rows=10, dim=4),
             Table("price", "boundaries", "float32", rows=5, dim=2, boundaries=(1.0, 2.0)),
             Table("gap", "boundaries", "float32", rows=4, boundaries=(30.0,)),
+            Table("size", "boundaries", "float32", rows=5, boundaries=(2.0, 3.0)),
         ],
         history_length=12,
     )

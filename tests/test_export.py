@@ -47,6 +47,7 @@ def raw():
         ),
         "history_hour": np.array([[1, 2, 3], [-1, -1, -1], [0, -1, -1]]),
         "history_gap": np.array([[np.nan, 29.5, 30], [np.nan] * 3, [np.nan] * 3], "f"),
+        "history_size": np.array([[1, 2, 3], [np.nan] * 3, [7, np.nan, np.nan]], "f"),
     }
 
 
@@ -60,6 +61,7 @@ ROWS = {
     "history_category": [[9, 1, 3], [0, 0, 0], [1, 0, 0]],
     "history_hour": [[3, 4, 5], [0, 0, 0], [2, 0, 0]],
     "history_gap": [[0, 2, 3], [0, 0, 0], [0, 0, 0]],
+    "history_size": [[2, 3, 4], [0, 0, 0], [4, 0, 0]],
 }
 
 
@@ -181,7 +183,7 @@ def test_nothing_is_compiled_anew_for_each_number_of_candidates(model_dir, schem
 def test_a_wrong_request_gets_tensorflows_own_error(model_dir, schema, raw):
     version = export(models.create("din", schema=schema), model_dir, model_dir / "export")
     served = tf.saved_model.load(str(version)).signatures["serving_default"]
-    request = {k: tf.constant(v) for k, v in raw.items() if k != "history_gap"}
+    request = {name: tf.constant(raw[name]) for name in served.structured_input_signature[1]}
     with pytest.raises(TypeError, match="item"):
         served(**{name: value for name, value in request.items() if name != "item"})
     with pytest.raises(tf.errors.InvalidArgumentError, match="expected to be a int64 tensor"):

@@ -83,7 +83,7 @@ def test_command(command, tmp_path):
         ((), "--dataset"),
         (
             ("--dataset=tabao",),
-            "`dataset` must be one of ['amazon_books', 'clustered', 'logs', 'synthetic'",
+            "`dataset` must be one of ['alibaba', 'amazon_books', 'clustered', 'logs', 'synthetic'",
         ),
         (("--dataset=taobao", "--set=lenght=3"), "one of: history_length=200, min_count=1"),
         (("--dataset=logs",), "`spec` must be the path of a JSON file"),

@@ -188,6 +188,11 @@ class Schema:
             "which no candidate or context feature shares"
         )
 
+    def candidate_features_of_history(self):
+        """dict of the history features that are compared with a candidate's: name to its name."""
+        targets = {f.name: self.target_of(f) for f in self.group("history")}
+        return {name: f.name for name, f in targets.items() if f.group == "candidate"}
+
     @property
     def candidate_key(self):
         """Name of the feature that is 0 where a candidate is padding."""

@@ -33,8 +33,10 @@ from absl import app, flags
 from matplotlib.figure import Figure
 from seeded_runs import COLUMNS, Run, cells, file_name, welch
 
+from tfrec_diffusion import flags as train_flags
 from tfrec_diffusion.input_pipeline import find_prepared
 from tfrec_diffusion.locking import lock
+from tfrec_diffusion.train import find_data
 
 MODEL_DIR = flags.DEFINE_string("model_dir", None, "directory of the runs", required=True)
 COMPARISON = flags.DEFINE_string(
@@ -63,7 +65,8 @@ class Clustering:
     def __init__(self, run, settings):
         trained = json.loads((run.directory / "flags.json").read_text())
         name = json.loads((run.directory / "schema.json").read_text())["name"]
-        self.directory = run.directory.with_name(f"clustered_by_{run.directory.name}")
+        place = file_name(" ".join(["clustered_by", run.directory.name, *settings]))
+        self.directory = run.directory.with_name(place)
         self.dataset = f"clustered/{name}"
         self.flags = [f"--dataset={self.dataset}", f"--data_dir={self.directory}"]
         self.command = [
@@ -384,6 +387,15 @@ def _aucs(entry):
     return np.array([result["auc"] for result in entry.results()], float)
 
 
+def check_data(entries):
+    """Raises `FileNotFoundError` if data to train on are not there; makes the synthetic ones."""
+    for arguments in {tuple(entry.arguments) for entry in entries if entry.missing()}:
+        values = flags.FlagValues()
+        train_flags.train(values)
+        values(["train", *arguments, "--model=din", f"--model_dir={MODEL_DIR.value}"])
+        find_data(values.dataset, values.data_dir)
+
+
 def main(arguments):
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell may have SIGINT ignored
         signal.signal(number, signal.default_int_handler)
@@ -391,6 +403,7 @@ def main(arguments):
     os.makedirs(MODEL_DIR.value, exist_ok=True)
     with lock(MODEL_DIR.value, "comparing models in"):
         try:
+            check_data(entries)
             work(entries)
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here")

@@ -40,7 +40,7 @@ def denoise(alpha_bar, num_steps, predict, noise):
     return x
 
 
-def encode(encoder, tokens, causal):
+def encode(encoder, tokens):
     """Post-norm blocks over tokens (k, d), positions counted from the newest."""
     count, dim = tokens.shape
     tokens = tokens + encoder.positions.numpy()[encoder.length - count :]
@@ -50,8 +50,7 @@ def encode(encoder, tokens, causal):
         query, key, value = (tokens @ kernels[i] + biases[i] for i in range(3))
         attended = np.zeros_like(tokens)
         for i in range(count):
-            seen = slice(0, i + 1) if causal else slice(None)
-            attended[i] = attend(query[i : i + 1], key[seen], value[seen], encoder.num_heads)[0]
+            attended[i] = attend(query[i : i + 1], key, value, encoder.num_heads)[0]
         tokens = normalize(block.attention_norm, tokens + attended @ kernels[3] + biases[3])
         hidden = np.maximum(dense(block.feed_forward, tokens), 0)
         tokens = normalize(
@@ -67,16 +66,16 @@ def oracle_alpha_bars(generator):
     return alpha_bars(1e-4, 0.02, generator.num_train_steps)
 
 
-def conditions(generator, behaviors):
-    """What each behavior and all before it say of the next one."""
+def condition(generator, behaviors):
+    """What behaviors say of the one that follows them."""
     if not len(behaviors):
-        return generator.no_condition.numpy()[None]
-    return encode(generator.encoder, unit(behaviors.astype("float64")), causal=True)
+        return generator.no_condition.numpy()
+    return encode(generator.encoder, unit(behaviors.astype("float64")))[-1]
 
 
 def oracle(generator, behaviors, noise):
     """Algorithm 2: noise (steps + 1, d)."""
-    c, none = conditions(generator, behaviors)[-1], generator.no_condition.numpy()
+    c, none = condition(generator, behaviors), generator.no_condition.numpy()
     w = generator.guidance_weight if len(behaviors) else 0
 
     def predict(x, t):
@@ -89,9 +88,7 @@ def oracle(generator, behaviors, noise):
 def oracle_error(generator, behaviors, t, epsilon, kept):
     """Algorithm 1: the squared error for the newest behavior, averaged over d."""
     x_0 = unit(behaviors[-1])
-    c = generator.no_condition.numpy()
-    if kept and len(behaviors) > 1:
-        c = conditions(generator, behaviors)[-2]
+    c = condition(generator, behaviors[:-1]) if kept else generator.no_condition.numpy()
     x = perturb(oracle_alpha_bars(generator), x_0, t, epsilon)
     return np.mean((f_theta(generator.denoiser, x, t, c) - x_0) ** 2)
 
@@ -107,7 +104,7 @@ def target_alpha_bars(generator):
 def approximate(generator, behaviors, lambdas, x, t):
     """The last output of the Transformer over z_i = e_i + lambda_i (x_t + d_t)."""
     z = unit(behaviors.astype("float64")) + lambdas * (x + sinusoids(t, len(x)))
-    return encode(generator.encoder, z, causal=False)[-1]
+    return encode(generator.encoder, z)[-1]
 
 
 def target(generator, behaviors, lambdas, noise):

@@ -225,6 +225,27 @@ def test_the_oracles_loss_moves_the_past_alone(make, behaviors):
         np.testing.assert_array_equal(moved, before_the_newest & reached)
 
 
+def test_the_oracles_condition(make, behaviors):
+    """The last state of the encoder, at the newest position; that of none without behaviors."""
+    generator = make(OracleGenerator)
+    _, real = arguments_of(generator, behaviors)
+    condition = generator.condition(unit_scale(behaviors), real)
+    for row, c in zip(rows_of(behaviors), condition, strict=True):
+        np.testing.assert_allclose(c, literal.condition(generator, row), rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(condition[2], generator.no_condition)
+
+
+def test_the_oracles_loss_moves_the_newest_position(make, behaviors):
+    """The past stands where the whole history does in ranking: up to 3 behaviors, at the end."""
+    generator = make(OracleGenerator, condition_dropout=0.0)
+    positions = generator.encoder.positions.value
+    with tf.GradientTape() as tape:
+        generator(*arguments_of(generator, behaviors), training=True)
+        (loss,) = generator.losses
+    moved = (tf.convert_to_tensor(tape.gradient(loss, positions)).numpy() != 0).any(axis=1)
+    np.testing.assert_array_equal(moved, [False, True, True, True])
+
+
 @BOTH
 def test_a_row_without_history_does_not_depend_on_anything(make, behaviors, cls):
     """Embedded padding is 0; how long it is depends on the other histories of the batch."""

@@ -3,7 +3,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec_diffusion.layers.recurrent import InterestEvolution, NextBehaviorLoss
+from tfrec_diffusion.layers.recurrent import (
+    InterestEvolution,
+    InterestExtractor,
+    NextBehaviorLoss,
+)
 
 BATCH, CANDIDATES, STEPS, DIM, TARGET_DIM = 4, 3, 5, 6, 4
 COUNTS = np.array([5, 0, 2, 1])  # real behaviors, on the right
@@ -18,14 +22,25 @@ def inputs():
     return states, target, np.arange(STEPS) >= STEPS - COUNTS[:, None]
 
 
-@pytest.fixture
-def evolution():
-    layer = InterestEvolution()
-    layer.build((None, None, DIM), (None, None, TARGET_DIM))
+def randomized(layer):
     rng = np.random.default_rng(1)
     for weight in layer.weights:
         weight.assign(rng.normal(size=weight.shape, scale=0.7))
     return layer
+
+
+@pytest.fixture
+def extractor():
+    layer = InterestExtractor()
+    layer.build((None, None, DIM))
+    return randomized(layer)
+
+
+@pytest.fixture
+def evolution():
+    layer = InterestEvolution()
+    layer.build((None, None, DIM), (None, None, TARGET_DIM))
+    return randomized(layer)
 
 
 def sigmoid(x):
@@ -35,6 +50,23 @@ def sigmoid(x):
 def softmax(x):
     weights = np.exp(x - x.max())
     return weights / weights.sum()
+
+
+def literal_extraction(layer, behaviors, real):
+    """Eq. 2-5, one row and behavior at a time; z = 1 - u says how much of the state stays."""
+    kernel, recurrent_kernel, biases = (
+        weight.numpy().astype("float64") for weight in layer.gru.weights
+    )
+    states = np.zeros(behaviors.shape)
+    for b in range(len(behaviors)):
+        h = np.zeros(behaviors.shape[-1])
+        for t in np.flatnonzero(real[b]):
+            x_z, x_r, x_h = np.split(behaviors[b, t] @ kernel + biases[0], 3)
+            h_z, h_r, h_h = np.split(h @ recurrent_kernel + biases[1], 3)
+            z, r = sigmoid(x_z + h_z), sigmoid(x_r + h_r)
+            h = z * h + (1 - z) * np.tanh(x_h + r * h_h)
+            states[b, t] = h
+    return states
 
 
 def literal_evolution(layer, states, target, real):
@@ -62,6 +94,68 @@ def literal_evolution(layer, states, target, real):
             h = (1 - a * u) * h + a * u * proposal
         evolved[b, n] = h
     return evolved
+
+
+# === InterestExtractor ===
+
+
+def test_extraction_equals_the_literal_loop(extractor, inputs):
+    """Padded on the left: zeros before the first behavior and in a row without any."""
+    behaviors, _, real = inputs
+    states = extractor(behaviors, real).numpy()
+    np.testing.assert_allclose(states, literal_extraction(extractor, behaviors, real), atol=1e-5)
+    assert (states[~real] == 0).all() and (states[real] != 0).all()
+
+
+def test_extraction_does_not_look_ahead_or_at_padding(extractor, inputs):
+    behaviors, _, real = inputs
+    states = extractor(behaviors, real).numpy()
+    junk = np.where(real[..., None], behaviors, np.float32(50))
+    np.testing.assert_array_equal(extractor(junk, real), states)
+    later = behaviors.copy()
+    later[:, -1] += 3
+    changed = (extractor(later, real).numpy() != states).any(axis=-1)
+    np.testing.assert_array_equal(changed, real & (np.arange(STEPS) == STEPS - 1))
+    np.testing.assert_allclose(  # by itself and without padding
+        extractor(behaviors[2:3, -2:], real[2:3, -2:]), states[2:3, -2:], rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_extraction_with_open_shapes(extractor, inputs, jit_compile):
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None, DIM]),
+            tf.TensorSpec([None, None], tf.bool),
+        ],
+        jit_compile=jit_compile,
+    )
+    def run(behaviors, real):
+        with tf.GradientTape() as tape:
+            tape.watch(behaviors)
+            states = extractor(behaviors, real)
+            loss = tf.reduce_sum(states**2)
+        return states, tape.gradient(loss, [behaviors, *extractor.trainable_weights])
+
+    behaviors, _, real = inputs
+    for batch, length in ((4, 5), (2, 2), (4, 0)):
+        cut = behaviors[:batch, STEPS - length :], real[:batch, STEPS - length :]
+        states, (of_behaviors, *of_weights) = run(*cut)
+        assert states.shape == (batch, length, DIM)
+        np.testing.assert_allclose(states, literal_extraction(extractor, *cut), atol=1e-5)
+        np.testing.assert_array_equal((of_behaviors.numpy() != 0).any(axis=-1), cut[1])
+        for gradient in of_weights:
+            assert np.isfinite(gradient).all()
+            assert (np.abs(gradient).max() > 0) == (length > 0)
+
+
+def test_config_of_the_extractor(extractor, inputs):
+    behaviors, _, real = inputs
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(extractor))
+    assert copy.name == extractor.name
+    copy(behaviors, real)
+    copy.set_weights(extractor.get_weights())
+    np.testing.assert_array_equal(copy(behaviors, real), extractor(behaviors, real))
 
 
 # === InterestEvolution ===
@@ -164,11 +258,12 @@ def test_gradients_equal_differences(evolution, inputs):
 
 
 def tagged():
-    """Behaviors that say where they stand: (row, place); padding is -1."""
+    """Behaviors that say where they stand, (row, place), which are real, and items, all different;
+    padding is -1, of item 0."""
     real = np.arange(STEPS) >= STEPS - COUNTS[:, None]
     rows, places = np.indices(real.shape)
     behaviors = np.where(real[..., None], np.stack([rows, places], axis=-1), -1)
-    return behaviors.astype("f"), real
+    return behaviors.astype("f"), real, np.where(real, 1 + rows * STEPS + places, 0)
 
 
 def spy(monkeypatch, layer):
@@ -195,7 +290,7 @@ def test_errors_of_large_products_are_finite():
 
 def test_the_next_behavior_of_real_ones_counts():
     """Rows of 5, 2 and 1 behaviors have 4, 1 and 0 that another follows."""
-    behaviors, real = (x[COUNTS > 0] for x in tagged())
+    behaviors, real, items = (x[COUNTS > 0] for x in tagged())
     layer = NextBehaviorLoss(weight=0.5)
 
     def errors(states, positives, negatives):
@@ -203,18 +298,18 @@ def test_the_next_behavior_of_real_ones_counts():
         return 100 * states[..., 0] + states[..., 1]  # of the state that tells them
 
     layer.errors = errors
-    layer(behaviors, behaviors, real, training=True)
+    layer(behaviors, behaviors, real, items, training=True)
     expected = np.mean([0, 1, 2, 3, 203])
     np.testing.assert_allclose(layer.losses, [0.5 * expected], rtol=1e-6)
     np.testing.assert_allclose(layer.loss_tracker.result(), expected, rtol=1e-6)
 
 
 def test_negatives_are_real_behaviors_of_other_requests(monkeypatch):
-    behaviors, real = tagged()
+    behaviors, real, items = tagged()
     layer = NextBehaviorLoss()
     calls = spy(monkeypatch, layer)
     for _ in range(200):
-        layer(behaviors, behaviors, real, training=True)
+        layer(behaviors, behaviors, real, items, training=True)
     drawn = np.stack([negatives for *_, negatives in calls])  # (200, batch, k - 1, 2)
     for row, request in enumerate(drawn.swapaxes(0, 1)):
         found = {(*behavior,) for behavior in request.reshape(-1, 2).astype(int)}
@@ -227,28 +322,51 @@ def test_negatives_are_real_behaviors_of_other_requests(monkeypatch):
 
 def test_negatives_from_an_empty_request_do_not_count():
     """Of two requests, one without behaviors: the other has no negatives."""
-    behaviors, real = tagged()
+    behaviors, real, items = tagged()
     layer = NextBehaviorLoss()
-    layer(behaviors[:2], behaviors[:2], real[:2], training=True)
+    layer(behaviors[:2], behaviors[:2], real[:2], items[:2], training=True)
     np.testing.assert_array_equal(layer.losses, [0.0])
 
 
-def test_a_batch_of_one_has_no_negatives():
-    behaviors, real = tagged()
+def test_negatives_of_the_same_item_do_not_count():
+    """The other request has one behavior, of item 3: it is no negative of item 3."""
+    items = np.array([[1, 2, 3, 2, 3], [0, 0, 0, 0, 3]])
     layer = NextBehaviorLoss()
-    layer(behaviors[:1], behaviors[:1], real[:1], training=True)
+    layer.errors = lambda states, *_: states[..., 0]
+    states = np.broadcast_to(np.arange(STEPS, dtype="f")[:, None], (2, STEPS, DIM))
+    layer(states, states, items > 0, items, training=True)
+    np.testing.assert_allclose(layer.losses, [np.mean([0, 2])])  # before either 2
+
+
+def test_requests_of_one_item_teach_nothing(inputs):
+    states, _, real = inputs
+    states = tf.constant(states)
+    for items, taught in ((7 * real, False), (np.cumsum(real, axis=1), True)):
+        layer = NextBehaviorLoss()
+        with tf.GradientTape() as tape:
+            tape.watch(states)
+            layer(states, states, real, items, training=True)
+            (loss,) = layer.losses
+        assert (loss.numpy() > 0) == taught
+        assert (tape.gradient(loss, states).numpy() != 0).any() == taught
+
+
+def test_a_batch_of_one_has_no_negatives():
+    behaviors, real, items = tagged()
+    layer = NextBehaviorLoss()
+    layer(behaviors[:1], behaviors[:1], real[:1], items[:1], training=True)
     np.testing.assert_array_equal(layer.losses, [0.0])
 
 
 def test_it_adds_a_loss_in_training_only_and_returns_the_states():
-    behaviors, real = tagged()
+    behaviors, real, items = tagged()
     for layer, training, losses in (
         (NextBehaviorLoss(), True, 1),
         (NextBehaviorLoss(), False, 0),
         (NextBehaviorLoss(), None, 0),
         (NextBehaviorLoss(weight=0), True, 0),
     ):
-        states = layer(2 * behaviors, behaviors, real, training=training)
+        states = layer(2 * behaviors, behaviors, real, items, training=training)
         np.testing.assert_array_equal(states, 2 * behaviors)
         assert len(layer.losses) == losses
 
@@ -259,24 +377,30 @@ def test_loss_with_open_shapes(inputs, jit_compile):
     vectors = tf.TensorSpec([None, None, DIM])
 
     @tf.function(
-        input_signature=[vectors, vectors, tf.TensorSpec([None, None], tf.bool)],
+        input_signature=[
+            vectors,
+            vectors,
+            tf.TensorSpec([None, None], tf.bool),
+            tf.TensorSpec([None, None], tf.int32),
+        ],
         jit_compile=jit_compile,
     )
-    def run(states, behaviors, real):
+    def run(states, behaviors, real, items):
         with tf.GradientTape() as tape:
             tape.watch([states, behaviors])
-            layer(states, behaviors, real, training=True)
+            layer(states, behaviors, real, items, training=True)
             (loss,) = layer.losses
         return loss, *tape.gradient(loss, [states, behaviors])
 
     states, _, real = inputs
+    items = np.arange(BATCH * STEPS, dtype="int32").reshape(BATCH, STEPS)
     for batch, length in ((4, 5), (3, 1), (1, 5), (4, 0)):
-        cut = [x[:batch, STEPS - length :] for x in (states, states[::-1], real)]
+        cut = [x[:batch, STEPS - length :] for x in (states, states[::-1], real, items)]
         loss, of_states, of_behaviors = run(*cut)
         assert np.isfinite(loss)
         assert np.isfinite(of_states).all() and np.isfinite(of_behaviors).all()
         assert (loss.numpy() > 0) == (batch > 1 and length > 1)
-    loss, of_states, of_behaviors = run(states, states, real)
+    loss, of_states, of_behaviors = run(states, states, real, items)
     assert np.abs(of_states).max() > 0 and np.abs(of_behaviors).max() > 0
     assert (of_states.numpy()[1] == 0).all()  # no behaviors
 
@@ -284,7 +408,7 @@ def test_loss_with_open_shapes(inputs, jit_compile):
 def test_losses_of_low_precision_are_float32(inputs):
     states, _, real = inputs
     layer = NextBehaviorLoss(dtype="mixed_bfloat16")
-    outputs = layer(states, states, real, training=True)
+    outputs = layer(states, states, real, np.cumsum(real, axis=1), training=True)
     assert outputs.dtype == tf.bfloat16
     assert layer.losses[0].dtype == tf.float32
 

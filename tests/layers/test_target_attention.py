@@ -15,14 +15,28 @@ DIM, HEADS = 6, 4  # heads of 2, together wider than the behaviors
 LENGTHS = np.array([[7, 0, 3], [0, 0, 0], [1, 2, 4], [5, 7, 0]])
 
 
-def build(layer_class, *shape, **kwargs):
+def build(layer, *shapes):
     """With weights large enough for sharp attention."""
-    layer = layer_class(**kwargs)
-    layer.build(shape)
+    layer.build(*shapes)
     rng = np.random.default_rng(1)
     for weight in layer.trainable_weights:
         weight.assign(rng.normal(size=weight.shape))
     return layer
+
+
+def build_query(num_heads=HEADS, behavior_dim=None):
+    return build(TargetQuery(num_heads, behavior_dim), (None, None, DIM))
+
+
+def attention_shapes(heads=HEADS, dim=DIM, width=None):
+    """Of queries, behaviors, which are real, bias and, if they have a `width`, values."""
+    behaviors = (None, None, None)
+    values = [] if width is None else [(*behaviors, width)]
+    return (None, None, heads, dim), (*behaviors, dim), behaviors, (*behaviors, heads), *values
+
+
+def build_attention(heads=HEADS, dim=DIM, width=None):
+    return build(TargetAttention(), *attention_shapes(heads, dim, width))
 
 
 def softmax(logits):
@@ -35,27 +49,27 @@ def per_candidate(x, candidates):
     return np.repeat(np.array(x)[:, None], candidates, axis=1)
 
 
-def multi_head(query, attention, target, behaviors, real, bias):
+def multi_head(query, attention, target, behaviors, real, bias, values):
     """Each candidate alone, with its keys and values written out: of target attention, or means."""
     heads, width = query.num_heads, query.head_dim
     query_kernel, key_kernel = query.query_kernel.numpy(), query.key_kernel.numpy()
     outputs = []
     for b, n in np.ndindex(target.shape[:2]):
         used = real[b, n]
-        items = behaviors[b, n, used].astype("float64")
+        items, told = (x[b, n, used].astype("float64") for x in (behaviors, values))
         queries, keys = target[b, n] @ query_kernel, items @ key_kernel
         results = []
         for head in range(heads):
             part = slice(head * width, (head + 1) * width)
             if not used.any():
-                results.append(np.zeros(items.shape[1]))
+                results.append(np.zeros(query.key_kernel.shape[0]))
                 continue
             logits = keys[:, part] @ queries[part] / np.sqrt(width)
             weights = softmax(logits + bias[b, n, used, head])
             if attention:
-                results.append(weights @ (items @ attention.value_kernel.numpy())[:, part])
+                results.append(weights @ (told @ attention.value_kernel.numpy())[:, part])
             else:
-                results.append(weights @ items)
+                results.append(weights @ told)
         if attention and used.any():
             results = [np.concatenate(results) @ attention.output_kernel.numpy()]
         elif attention:
@@ -66,14 +80,14 @@ def multi_head(query, attention, target, behaviors, real, bias):
 
 @pytest.fixture
 def query():
-    return build(TargetQuery, None, None, DIM, num_heads=HEADS)
+    return build_query()
 
 
 @pytest.fixture(params=["pooling", "attention"])
 def attend(request):
     if request.param == "pooling":
         return AttentionPooling()
-    return build(TargetAttention, None, None, HEADS, DIM)
+    return build_attention()
 
 
 @pytest.fixture
@@ -86,13 +100,13 @@ def inputs():
     return target.astype("f"), behaviors.astype("f"), real, bias.astype("f")
 
 
-def reference(query, attend, target, behaviors, real, bias=None):
-    if behaviors.ndim == 3:
-        behaviors, real = (per_candidate(x, target.shape[1]) for x in (behaviors, real))
-        bias = bias if bias is None else per_candidate(bias, target.shape[1])
+def reference(query, attend, target, behaviors, real, bias=None, values=None):
     bias = np.zeros((*real.shape, query.num_heads)) if bias is None else bias
+    known = [behaviors, real, bias, behaviors if values is None else values]
+    if behaviors.ndim == 3:
+        known = [per_candidate(x, target.shape[1]) for x in known]
     attention = attend if isinstance(attend, TargetAttention) else None
-    return multi_head(query, attention, target, behaviors, real, bias)
+    return multi_head(query, attention, target, *known)
 
 
 # === Queries ===
@@ -101,7 +115,7 @@ def reference(query, attend, target, behaviors, real, bias=None):
 @pytest.mark.parametrize(("heads", "behavior_dim"), [(1, None), (2, None), (4, None), (3, 10)])
 def test_queries_give_the_products_of_query_and_key(inputs, heads, behavior_dim):
     dim = behavior_dim or DIM
-    layer = build(TargetQuery, None, None, DIM, num_heads=heads, behavior_dim=behavior_dim)
+    layer = build_query(heads, behavior_dim)
     behavior, width = np.random.default_rng(2).normal(size=dim), -(-dim // heads)
     queries = layer(inputs[0])
     assert queries.shape == (4, 3, heads, dim)
@@ -114,7 +128,7 @@ def test_queries_give_the_products_of_query_and_key(inputs, heads, behavior_dim)
 def test_one_head_by_hand():
     query, attention = TargetQuery(1, behavior_dim=2), TargetAttention()
     query.build((None, None, 1))
-    attention.build((None, None, 1, 2))
+    attention.build(*attention_shapes(heads=1, dim=2))
     query.query_kernel.assign([[2**0.5, 0]])
     query.key_kernel.assign([[0, 1], [1, 0]])
     attention.value_kernel.assign([[1, 0], [0, 2]])
@@ -144,8 +158,7 @@ def test_is_plain_multi_head_attention(query, attend, inputs, with_bias):
 
 
 def test_behaviors_wider_than_the_target(inputs):
-    query = build(TargetQuery, None, None, DIM, num_heads=3, behavior_dim=10)
-    attention = build(TargetAttention, None, None, 3, 10)
+    query, attention = build_query(3, behavior_dim=10), build_attention(3, dim=10)
     behaviors = np.random.default_rng(2).normal(size=(4, 3, 7, 10))
     for attend in (AttentionPooling(), attention):
         outputs = attend(query(inputs[0]), behaviors, inputs[2])
@@ -162,6 +175,32 @@ def test_shared_behaviors_are_those_of_every_candidate(query, attend, inputs, wi
     np.testing.assert_allclose(outputs, attend(query(target), *own), rtol=1e-5, atol=1e-5)
     expected = reference(query, attend, target, *shared)
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [4, DIM, 9])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("shared", [False, True])
+def test_values_other_than_the_keys(query, inputs, shared, with_bias, width):
+    target, behaviors, real, bias = inputs
+    values = np.random.default_rng(3).normal(size=(4, 3, 7, width)).astype("f")
+    known = [x[:, 2] if shared else x for x in (behaviors, real, bias, values)]
+    known[2] = known[2] if with_bias else None
+    attention = build_attention(width=width)
+    outputs = attention(query(target), *known)
+    expected = reference(query, attention, target, *known)
+    assert outputs.shape == (4, 3, DIM)  # of the queries
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
+    known[3] = np.where(known[1][..., None], known[3], 1e6).astype("f")
+    np.testing.assert_array_equal(attention(query(target), *known), outputs)
+
+
+def test_without_values_the_behaviors_are_averaged(query, inputs):
+    attention, target = build_attention(), inputs[0]
+    for known in (inputs[1:], [x[:, 2] for x in inputs[1:]]):
+        np.testing.assert_array_equal(
+            attention(query(target), *known),
+            attention(query(target), *known, values=known[0]),
+        )
 
 
 def test_padding_has_no_weight_and_order_does_not_matter(query, attend, inputs):
@@ -233,7 +272,7 @@ def test_half_precision_is_near_to_float32(query, attend, inputs, dtype, toleran
     low_attend = type(attend)(dtype=f"mixed_{dtype}")
     low_query.build((None, None, DIM))
     if attend.weights:
-        low_attend.build((None, None, HEADS, DIM))
+        low_attend.build(*attention_shapes())
     for low, layer in ((low_query, query), (low_attend, attend)):
         low.set_weights([weight / 2 for weight in layer.get_weights()])
         layer.set_weights(low.get_weights())
@@ -261,7 +300,7 @@ def test_scores_are_the_attention_s_mean_logits(heads, with_bias):
     target = rng.normal(size=(2, 3, DIM)).astype("f")
     history = np.stack([np.eye(DIM)] * 2).astype("f")
     bias = rng.normal(size=(2, DIM, heads)).astype("f") if with_bias else None
-    queries = build(TargetQuery, None, None, DIM, num_heads=heads)(target)
+    queries = build_query(heads)(target)
     scores = QueryScores()(queries, history, bias)
     assert (scores.shape, scores.dtype) == ((2, 3, DIM), "float32")
 
@@ -280,7 +319,7 @@ def test_scores_rank_as_keys_and_queries_written_out(heads):
     rng = np.random.default_rng(0)
     target, history = rng.normal(size=(4, 3, DIM)), rng.normal(size=(4, 40, DIM))
     bias = rng.normal(size=(4, 40, heads))
-    query = build(TargetQuery, None, None, DIM, num_heads=heads)
+    query = build_query(heads)
     scores = QueryScores()(query(target), history.astype("f"), bias.astype("f"))
     width = query.head_dim
     keys = (history @ query.key_kernel.numpy()).reshape(4, 40, heads, width)
@@ -329,14 +368,16 @@ def test_a_saved_model_attends_the_same(inputs, tmp_path):
     queries = TargetQuery(HEADS)(target)
     attended = TargetAttention()(queries, behaviors, real, bias)
     without_bias = TargetAttention()(queries, behaviors, real)
+    of_values = TargetAttention()(queries, behaviors, real, values=keras.ops.tile(behaviors, 2))
     pooled = AttentionPooling()(queries, behaviors, real, bias)
     scores = QueryScores()(queries, keras.Input((None, DIM)))
     assert queries.shape == (None, None, HEADS, DIM)
-    assert attended.shape == without_bias.shape == (None, None, DIM)
+    assert attended.shape == without_bias.shape == of_values.shape == (None, None, DIM)
     assert pooled.shape == (None, None, HEADS * DIM)
     assert (scores.shape, scores.dtype) == ((None, None, None), "float32")
 
-    model = keras.Model([target, behaviors, real, bias], [attended, without_bias, pooled])
+    outputs = [attended, without_bias, of_values, pooled]
+    model = keras.Model([target, behaviors, real, bias], outputs)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     for a, b in zip(again(list(inputs)), model(list(inputs)), strict=True):

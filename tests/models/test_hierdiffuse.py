@@ -154,9 +154,9 @@ def test_sessions_are_parted_by_gaps_or_cut_equally(schema, make_requests):
     timeless = dataclasses.replace(
         schema,
         features=[f for f in schema.features if f.group != "behavior"],
-        tables=[t for t in schema.tables if t.name != "gap"],
+        tables=[t for t in schema.tables if t.name not in ("gap", "size")],
     )
-    del features["history_gap"]
+    del features["history_gap"], features["history_size"]
     assert np.isfinite(create(timeless)(features)).all()
     with pytest.raises(
         ValueError, match="`gap_feature` must be one of .*Received: .*'history_gap'"

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_conformance import NOISY
+from mirrored import NOISY
 
 from tfrec_diffusion import models
 

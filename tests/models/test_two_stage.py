@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfrec_diffusion import models
 from tfrec_diffusion.losses import LogLoss
 from tfrec_diffusion.optimizers import LazyAdam
-from tfrec_diffusion.schema import Feature, Table
+from tfrec_diffusion.schema import Feature
 
 SEARCHES = {
     "sim_hard": "sim.general_search",
@@ -20,19 +20,8 @@ SEARCHES = {
     "twin_v2": "twin_v2.search",
 }
 LENGTH, SHORT, RETRIEVED = 12, 2, 3
-
-
-@pytest.fixture
-def clustered(schema):
-    """`schema` with sizes of 1, 2, 3, 4 as rows 2, 3, 4, 5."""
-    return dataclasses.replace(
-        schema,
-        features=(*schema.features, Feature("history_size", "behavior", "size")),
-        tables=(
-            *schema.tables,
-            Table("size", "boundaries", "float32", rows=6, boundaries=(2.0, 3.0, 4.0)),
-        ),
-    )
+ROWS = {"item": 40, "category": 10, "hour": 26, "gap": 4, "size": 5}  # of the histories' tables
+ONE, TWO, THREE = 2, 3, 4  # rows of sizes
 
 
 @pytest.fixture
@@ -42,7 +31,7 @@ def full_requests(make_requests):
     def make(batch, seed=1):
         features = make_requests(batch=batch, candidates=1)
         rng = np.random.default_rng(seed)
-        for name, rows in {"item": 40, "category": 10, "hour": 26, "gap": 4}.items():
+        for name, rows in ROWS.items():
             shape = (batch, LENGTH)
             features[f"history_{name}"] = rng.integers(2, rows, shape, dtype=np.int32)
         return features
@@ -74,7 +63,7 @@ def replaced(features, position, seed=7):
     """Another behavior at one position of every history."""
     rng = np.random.default_rng(seed)
     features = dict(features)
-    for name, rows in {"item": 40, "category": 10, "hour": 26, "gap": 4}.items():
+    for name, rows in ROWS.items():
         column = features[f"history_{name}"].copy()
         # Not the same row again.
         step = rng.integers(1, rows - 2, len(column))
@@ -169,10 +158,23 @@ def test_sdim_pools_what_shares_a_bucket(schema, full_requests):
 # === SIM ===
 
 
-def test_sim_hard_takes_the_coarsest_shared_feature(schema):
+def test_sim_hard_takes_the_second_of_two_shared_features(schema):
     assert create("sim_hard", schema).category_feature == "history_category"
     model = create("sim_hard", schema, category_feature="history_item")
     assert model.get_config()["category_feature"] == "history_item"
+
+
+def test_sim_hard_asks_which_of_three_shared_features(schema):
+    price = Feature("history_price", "history", "price")
+    priced = dataclasses.replace(schema, features=[*schema.features, price])
+    message = (
+        r"`category_feature` must be one of \['history_category', 'history_item', "
+        r"'history_price'\]. Received: category_feature=None"
+    )
+    with pytest.raises(ValueError, match=message):
+        create("sim_hard", priced)
+    model = create("sim_hard", priced, category_feature="history_price")
+    assert model.category_feature == "history_price"
 
 
 @pytest.mark.parametrize("wrong", ["history_hour", "category", "history_brand"])
@@ -251,18 +253,18 @@ def test_sim_soft_keeps_training_after_a_reload(schema, make_requests, tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))
-def test_what_serving_asks_for_is_what_counts(name, clustered, full_requests):
+def test_what_serving_asks_for_is_what_counts(name, schema, full_requests):
     """A model's `behavior_features`, and they alone, change its scores."""
     quick = {"sampling_steps": 1} if name in ("diffumin", "diffurec", "dreamrec") else {}
-    model = models.create(name, schema=clustered, embedding_stddev=0.5, **quick)
+    model = models.create(name, schema=schema, embedding_stddev=0.5, **quick)
     features = full_requests(16)
     # Of the candidate's category, so that a search by it finds some.
     features["history_category"][:, ::2] = features["category"]
-    features["history_size"] = np.full((16, LENGTH), 2, np.int32)
     scores = model(features)
-    for feature, rows in {"history_gap": 2, "history_size": 4}.items():
+    for feature in ("history_gap", "history_size"):
+        rows = ROWS[feature.removeprefix("history_")]
         other = dict(features)
-        other[feature] = np.random.default_rng(0).integers(2, 2 + rows, (16, LENGTH), "int32")
+        other[feature] = np.random.default_rng(0).integers(2, rows, (16, LENGTH), "int32")
         changed = np.abs(model(other) - scores).max() > 0
         assert changed == (feature in model.behavior_features)
 
@@ -276,13 +278,12 @@ def test_what_serving_asks_for_is_what_counts(name, clustered, full_requests):
         ("twin_v2", "cross_features"),
     ],
 )
-def test_behavior_features_are_chosen_by_name(name, argument, clustered, full_requests):
+def test_behavior_features_are_chosen_by_name(name, argument, schema, full_requests):
     features = full_requests(4)
-    features["history_size"] = np.full((4, LENGTH), 2, np.int32)
     every = ["history_gap", "history_size"]
     choices = [(None, every), ((), []), (("history_gap",), every[:1])]
     for chosen, expected in choices:
-        model = create(name, clustered, **{argument: chosen})
+        model = create(name, schema, **{argument: chosen})
         used = {*expected, "history_size"} if name == "twin_v2" else {*expected}
         assert {*model.behavior_features} == used
         assert np.isfinite(model(features)).all()
@@ -292,20 +293,21 @@ def test_behavior_features_are_chosen_by_name(name, argument, clustered, full_re
             f"Received: {argument}='{wrong}'"
         )
         with pytest.raises(ValueError, match=message):
-            create(name, clustered, **{argument: (wrong,)})
+            create(name, schema, **{argument: (wrong,)})
 
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_schema_without_behavior_features(name, schema, full_requests):
-    features = full_requests(4)
-    del features["history_gap"]
+    known = schema.group("behavior")
     bare = dataclasses.replace(
         schema,
-        features=[f for f in schema.features if f.group != "behavior"],
-        tables=[table for table in schema.tables if table.name != "gap"],
+        features=[f for f in schema.features if f not in known],
+        tables=[t for t in schema.tables if t.name not in {f.table for f in known}],
     )
+    features = full_requests(4)
+    features = {f.name: features[f.name] for f in bare.features}
     if name == "twin_v2":
-        message = "TWIN-V2 needs the sizes of clusters .* Received: the schema of 'small'"
+        message = r"Received: size_feature='history_size'; the schema of 'small' has \[\]"
         with pytest.raises(ValueError, match=message):
             create(name, bare)
     else:
@@ -314,64 +316,85 @@ def test_a_schema_without_behavior_features(name, schema, full_requests):
         assert np.isfinite(model(features)).all()
 
 
+# === TWIN ===
+
+
+@pytest.mark.parametrize("name", ["twin", "twin_v2"])
+def test_cross_features_are_part_of_the_values(name, schema, full_requests):
+    """The weight of a single behavior is 1, whatever its bias."""
+    one = {f: x[:, -1:] if "history" in f else x for f, x in full_requests(8).items()}
+    model = create(name, schema, cross_features=("history_gap",))
+    gap = {**one, "history_gap": 5 - one["history_gap"]}
+    assert (model(gap) != model(one)).numpy().all()
+    size = {**one, "history_size": 2 + one["history_size"] % 3}
+    np.testing.assert_array_equal(model(size), model(one))
+
+
 # === TWIN-V2 ===
 
 
-def test_twin_v2_with_clusters_of_one_is_twin(clustered, full_requests):
+def test_twin_v2_with_clusters_of_one_is_twin(schema, full_requests):
     features = full_requests(16)
-    features["history_size"] = np.full((16, LENGTH), 2, np.int32)
+    features["history_size"] = np.full((16, LENGTH), ONE, np.int32)
     for cross_features in (("history_gap",), ()):
-        twin = create("twin", clustered, cross_features=cross_features)
-        other = create(
-            "twin_v2", clustered, cross_features=cross_features, size_feature="history_size"
-        )
+        twin = create("twin", schema, cross_features=cross_features)
+        other = create("twin_v2", schema, cross_features=cross_features)
         for layer in twin.layers:
             if layer.weights:
                 same = other.get_layer(layer.name.replace("twin.", "twin_v2."))
                 same.set_weights(layer.get_weights())
         np.testing.assert_allclose(other(features), twin(features), rtol=1e-5)
-        features["history_size"][:, 3] = 5
+        features["history_size"][:, 3] = THREE
         assert (other(features).numpy() != twin(features).numpy()).any()
-        features["history_size"][:, 3] = 2
+        features["history_size"][:, 3] = ONE
 
 
-def test_a_cluster_counts_as_so_many_equal_behaviors(clustered, full_requests):
+def test_a_cluster_counts_as_so_many_equal_behaviors(schema, full_requests):
     """a a a b c c d is a, b, c, d of sizes 3, 1, 2, 1; the newest, d, is short-term as well."""
-    model = create("twin_v2", clustered, short_length=1, retrieved_length=7)
+    model = create("twin_v2", schema, short_length=1, retrieved_length=7)
     clusters = {
         name: value[:, :4] if "history" in name else value
         for name, value in full_requests(6).items()
     }
-    clusters["history_size"] = np.tile(np.array([4, 2, 3, 2], np.int32), (6, 1))
+    clusters["history_size"] = np.array([[THREE, ONE, TWO, ONE]] * 6, np.int32)
     behaviors = {
         name: np.repeat(value, [3, 1, 2, 1], axis=1) if "history" in name else value
         for name, value in clusters.items()
     }
-    behaviors["history_size"] = np.full((6, 7), 2, np.int32)
+    behaviors["history_size"] = np.full((6, 7), ONE, np.int32)
     np.testing.assert_allclose(model(clusters), model(behaviors), rtol=1e-5)
-    clusters["history_size"][:, 0] = 2
+    clusters["history_size"][:, 0] = ONE
     assert (np.abs(model(clusters) - model(behaviors)) > 1e-6).any()
 
 
-def test_the_size_of_a_cluster_helps_it_to_be_retrieved(clustered, full_requests):
-    model = create("twin_v2", clustered, retrieved_length=1)
+def test_the_size_of_a_cluster_helps_it_to_be_retrieved(schema, full_requests):
+    model = create("twin_v2", schema, retrieved_length=1, cross_features=())
     features = full_requests(16)
     search = searching(model, "twin_v2")
     for table in model.embedding.tables.values():
         table.embeddings.assign(0.02 * table.embeddings)  # products do not outweigh ln n
     for position in range(LENGTH):
-        features["history_size"] = np.full((16, LENGTH), 2, np.int32)
-        features["history_size"][:, position] = 5
+        features["history_size"] = np.full((16, LENGTH), ONE, np.int32)
+        features["history_size"][:, position] = THREE
         assert search(features) == [{position}] * 16
 
 
-def test_the_size_is_the_last_behavior_feature(clustered):
-    model = create("twin_v2", clustered)
+def test_the_size_is_no_cross_feature(schema):
+    model = create("twin_v2", schema)
     assert model.size_feature == "history_size"
     assert model.behavior_features == ("history_gap", "history_size")
-    message = "`size_feature` must be one of .* Received: size_feature='history_item'"
+    assert [*model.get_layer("twin_v2.cross_features").rows] == ["history_gap"]
+
+
+def test_what_is_no_size_is_refused(schema):
+    message = (
+        "`size_feature` must be a behavior feature with the sizes of clusters, .* Received: "
+        r"size_feature='history_item'; the schema of 'small' has \['history_gap', 'history_size'\]"
+    )
     with pytest.raises(ValueError, match=message):
-        create("twin_v2", clustered, size_feature="history_item")
+        create("twin_v2", schema, size_feature="history_item")
+    with pytest.raises(ValueError, match=r"must be 2, 3, .. Received: \(30.0,\)"):
+        create("twin_v2", schema, size_feature="history_gap")
 
 
 # === Arguments ===

@@ -3,6 +3,7 @@
 import importlib
 
 _BUILDERS = {
+    "alibaba": "alibaba.Alibaba",
     "amazon_books": "amazon_books.AmazonBooks",
     "clustered": "clustered.Clustered",
     "logs": "logs.Logs",

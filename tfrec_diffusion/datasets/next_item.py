@@ -119,17 +119,6 @@ class NextItem(requests.RequestBuilder):
         """
         raise NotImplementedError
 
-    def raw_file(self, name, source):
-        """Path of a raw file, plain or gzipped.
-
-        Raises:
-            FileNotFoundError: If there is neither; it names the `source` to download it from.
-        """
-        for path in (self.raw_dir / name, self.raw_dir / f"{name}.gz"):
-            if path.is_file():
-                return path
-        raise FileNotFoundError(f"{self.raw_dir} must hold {name} or {name}.gz, from {source}")
-
     def convert(self):
         """See `RequestBuilder.convert`."""
         database = self.resources.enter_context(tables.Database(self.scratch, self.report))

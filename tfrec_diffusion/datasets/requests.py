@@ -122,6 +122,17 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         path.mkdir(exist_ok=True)
         return path
 
+    def raw_file(self, name, source):
+        """Path of a raw file, plain or gzipped.
+
+        Raises:
+            FileNotFoundError: If there is neither; it names the `source` to download it from.
+        """
+        for path in (self.raw_dir / name, self.raw_dir / f"{name}.gz"):
+            if path.is_file():
+                return path
+        raise FileNotFoundError(f"{self.raw_dir} must hold {name} or {name}.gz, from {source}")
+
     def convert(self):
         """Reads the raw data and counts what it drops in `self.report`.
 

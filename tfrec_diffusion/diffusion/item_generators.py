@@ -89,7 +89,7 @@ class _Generator(keras.layers.Layer):
 class OracleGenerator(_Generator):
     """DreamRec: denoises pure noise into the item that a user has in mind.
 
-    The history, encoded by a causal Transformer, guides f_theta(x_t, t, c), which predicts x_0;
+    The history, encoded by a Transformer, guides f_theta(x_t, t, c), which predicts x_0;
     training leaves it out of some rows, and sampling exaggerates it:
     (1 + w) f(x_t, t, c) - w f(x_t, t). Its loss is |f(x_t, t, c) - x_0|^2.
 
@@ -144,17 +144,17 @@ class OracleGenerator(_Generator):
 
     def call(self, behaviors, real, training=None):
         behaviors, real = self.prepare(behaviors, real)
-        order = ops.arange(ops.shape(real)[1])
-        states = self.encoder.encode(behaviors, real[:, None] & (order[:, None] >= order))
-        states = ops.where(real[..., None], states, self._none(states))
         if training and self.weight > 0:
-            self._add_loss(behaviors[:, -1], real[:, -1], states[:, -2])
-        present = ops.cast(real[:, -1:], states.dtype)
-        return self.generate(
-            states[:, -1],
-            (1 + self.guidance_weight) * present,
-            self.chain_noise(states[:, -1], training),
-        )
+            past = self.condition(behaviors[:, :-1], real[:, :-1])
+            self._add_loss(behaviors[:, -1], real[:, -1], past)
+        condition = self.condition(behaviors, real)
+        weight = (1 + self.guidance_weight) * ops.cast(real[:, -1:], condition.dtype)
+        return self.generate(condition, weight, self.chain_noise(condition, training))
+
+    def condition(self, behaviors, real):
+        """c, float (batch, d): the last state of the encoder; without behaviors, that of none."""
+        state = self.encoder.encode(behaviors, real[:, None])[:, -1]
+        return ops.where(real[:, -1:], state, self._none(state))
 
     def generate(self, condition, weight, noise):
         """Algorithm 2.

@@ -53,17 +53,17 @@ class BehaviorFeatureEmbedding(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class CrossBias(keras.layers.Layer):
-    """TWIN's cross features: each embedded, brought to one number, and weighted by each head.
+    """TWIN's cross features: each is brought to one number, and weighted by each head.
 
     [K_c,1 w_1 .. K_c,J w_J] beta: what a user did with an item says how much it weighs, for any
     candidate.
 
     Args:
-        rows, dim, stddev: Of `BehaviorFeatureEmbedding`.
+        num_features: J.
         num_heads: Heads of the attention.
 
     Call arguments:
-        features: dict of int (..., k).
+        embedded: (..., k, J * dim), as of `BehaviorFeatureEmbedding`.
 
     Returns:
         (..., k, num_heads), to be added to the products of query and key.
@@ -72,37 +72,28 @@ class CrossBias(keras.layers.Layer):
         Chang et al., KDD 2023, eq. 4-5: https://arxiv.org/abs/2302.02352
     """
 
-    def __init__(self, rows, num_heads=4, dim=8, stddev=0.01, **kwargs):
+    def __init__(self, num_features, num_heads=4, **kwargs):
         super().__init__(**kwargs)
-        check_positive_integers(num_heads=num_heads)
-        self.rows = dict(rows)
+        check_positive_integers(num_features=num_features, num_heads=num_heads)
+        self.num_features = num_features
         self.num_heads = num_heads
-        self.dim = dim
-        self.stddev = stddev
-        self.embedding = BehaviorFeatureEmbedding(rows, dim, stddev, dtype=self.dtype_policy)
 
-    def build(self, input_shape=None):
-        self.embedding.build()
-        self.feature_kernel = self.add_weight(name="w", shape=(len(self.rows), self.dim))
-        self.head_kernel = self.add_weight(name="beta", shape=(len(self.rows), self.num_heads))
+    def build(self, embedded_shape):
+        self.feature_kernel = self.add_weight(
+            name="w", shape=(self.num_features, embedded_shape[-1] // self.num_features)
+        )
+        self.head_kernel = self.add_weight(name="beta", shape=(self.num_features, self.num_heads))
 
-    def call(self, features):
-        embedded = self.embedding(features)
-        shape = (*ops.shape(embedded)[:-1], len(self.rows), self.dim)
+    def call(self, embedded):
+        shape = (*ops.shape(embedded)[:-1], *self.feature_kernel.shape)
         numbers = ops.sum(ops.reshape(embedded, shape) * self.feature_kernel, axis=-1)
         return ops.matmul(numbers, self.head_kernel)
 
-    def compute_output_spec(self, features):
-        shape = next(iter(features.values())).shape
-        return keras.KerasTensor((*shape, self.num_heads), self.compute_dtype)
+    def compute_output_spec(self, embedded):
+        return keras.KerasTensor((*embedded.shape[:-1], self.num_heads), self.compute_dtype)
 
     def get_config(self):
-        config = {
-            "rows": self.rows,
-            "num_heads": self.num_heads,
-            "dim": self.dim,
-            "stddev": self.stddev,
-        }
+        config = {"num_features": self.num_features, "num_heads": self.num_heads}
         return {**super().get_config(), **config}
 
 
@@ -111,7 +102,7 @@ class LogSize(keras.layers.Layer):
     """TWIN-V2's ln n of clusters, from rows of a table of sizes.
 
     Args:
-        boundaries: Of the table: row 2 is a size of 1, row 3 + i one of boundaries[i].
+        boundaries: Of the table, 2, 3, ..: row 2 is a size of 1, row 3 + i one of boundaries[i].
 
     Call arguments:
         rows: int (..., k).
@@ -123,10 +114,8 @@ class LogSize(keras.layers.Layer):
     def __init__(self, boundaries, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.boundaries = tuple(boundaries)
-        if any(size < 1 for size in self.boundaries):
-            raise ValueError(
-                f"`boundaries` of sizes must be at least 1. Received: {self.boundaries}"
-            )
+        if self.boundaries != tuple(range(2, 2 + len(self.boundaries))):
+            raise ValueError(f"`boundaries` of sizes must be 2, 3, .. Received: {self.boundaries}")
 
     def call(self, rows):
         table = np.log([*[1.0] * (FIRST_INDEX + 1), *self.boundaries]).astype("float32")

@@ -26,7 +26,10 @@ class InterestExtractor(keras.layers.Layer):
 
     def build(self, behaviors_shape, *_):
         dim = behaviors_shape[-1]
-        self.gru = keras.layers.GRU(dim, return_sequences=True, dtype=self.dtype_policy)
+        # cuDNN takes no padding on the left.
+        self.gru = keras.layers.GRU(
+            dim, return_sequences=True, use_cudnn=False, dtype=self.dtype_policy
+        )
         self.gru.build((None, None, dim))
 
     def call(self, behaviors, real):
@@ -42,7 +45,8 @@ class InterestExtractor(keras.layers.Layer):
 class NextBehaviorLoss(keras.layers.Layer):
     """The state after behavior t tells behavior t + 1 from another (eq. 6), in training.
 
-    The negative is a random behavior of another request of the batch.
+    The negative is a random behavior of another request of the batch; where it is of the same item,
+    nothing is learned.
 
     Args:
         weight: Of the loss, alpha.
@@ -51,6 +55,7 @@ class NextBehaviorLoss(keras.layers.Layer):
         states: (batch, k, d), after each behavior.
         behaviors: (batch, k, d), oldest first, padded on the left.
         real: bool (batch, k), True = real.
+        items: int (batch, k), what tells behaviors apart.
         training: bool.
 
     Returns:
@@ -67,9 +72,11 @@ class NextBehaviorLoss(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator()
         self.loss_tracker = keras.metrics.Mean(name="next_behavior_loss")
 
-    def call(self, states, behaviors, real, training=None):
+    def call(self, states, behaviors, real, items, training=None):
         if training and self.weight > 0:
-            negatives, there = self._draw(behaviors, real)
+            places, there = self._draw(real)
+            negatives = tf.gather_nd(behaviors, places)
+            there &= tf.not_equal(tf.gather_nd(items, places), items)
             errors = self.errors(states[:, :-1], behaviors[:, 1:], negatives[:, 1:])
             follows = real[:, :-1] & real[:, 1:] & there[:, 1:]
             errors, follows = ops.reshape(errors, (-1,)), ops.reshape(follows, (-1,))
@@ -84,8 +91,8 @@ class NextBehaviorLoss(keras.layers.Layer):
         )
         return ops.softplus(-positive) + ops.softplus(negative)
 
-    def _draw(self, behaviors, real):
-        """Behaviors of other requests, as `behaviors`, and whether there is one, (batch, k)."""
+    def _draw(self, real):
+        """Behaviors of other requests, int (batch, k, 2), and whether there are, (batch, k)."""
         batch, length = tf.shape(real)[0], tf.shape(real)[1]
         own = tf.range(batch)[:, None]
         shift = randint(tf.shape(real), 1, tf.maximum(batch, 2), self.seed_generator)
@@ -94,10 +101,9 @@ class NextBehaviorLoss(keras.layers.Layer):
         share = uniform(tf.shape(real), self.seed_generator)
         back = tf.cast(share * tf.cast(counts, tf.float32), tf.int32)  # from the newest
         place = length - 1 - tf.minimum(back, tf.maximum(counts - 1, 0))
-        drawn = tf.gather_nd(behaviors, tf.stack([other, place], axis=-1))
-        return drawn, (counts > 0) & (other != own)
+        return tf.stack([other, place], axis=-1), (counts > 0) & (other != own)
 
-    def compute_output_spec(self, states, behaviors, real, training=None):
+    def compute_output_spec(self, states, behaviors, real, items, training=None):
         return keras.KerasTensor(states.shape, self.compute_dtype)
 
     def get_config(self):

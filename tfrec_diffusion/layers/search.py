@@ -31,10 +31,7 @@ class Newest(keras.layers.Layer):
         self.count = count
 
     def call(self, history_mask):
-        width = tf.minimum(tf.shape(history_mask)[1], self.count)
-        used = tf.reduce_sum(tf.cast(history_mask, tf.int32), axis=1, keepdims=True)
-        positions = used - width + tf.range(width)
-        return tf.maximum(positions, 0), positions >= 0
+        return newest_positions(history_mask, self.count)
 
     def compute_output_spec(self, history_mask):
         shape = (history_mask.shape[0], None)
@@ -175,6 +172,14 @@ class BehaviorRows(keras.layers.Layer):
         return {
             name: keras.KerasTensor(positions.shape, value.dtype) for name, value in rows.items()
         }
+
+
+def newest_positions(history_mask, count):
+    """See `Newest`."""
+    width = tf.minimum(tf.shape(history_mask)[1], count)
+    used = tf.reduce_sum(tf.cast(history_mask, tf.int32), axis=1, keepdims=True)
+    positions = used - width + tf.range(width)
+    return tf.maximum(positions, 0), positions >= 0
 
 
 def _count(chosen):

@@ -84,22 +84,27 @@ class AttentionPooling(keras.layers.Layer):
 class TargetAttention(keras.layers.Layer):
     """Concat(head_1 .. head_h) W^o with head_i = softmax(q_i E^T) E W_i^v (Vaswani et al., 2017).
 
-    Call arguments: as `AttentionPooling`.
+    Call arguments: as `AttentionPooling`, and
+        values: Optional, of the shape of `behaviors` but for the width: what is averaged in their
+            place.
 
     Returns:
         (batch, candidates, d): zeros where no behavior is real.
     """
 
-    def build(self, queries_shape, *_):
+    def build(self, queries_shape, behaviors_shape, real_shape, bias_shape=None, values_shape=None):
         heads, dim = queries_shape[2:]
         self.head_dim = -(-dim // heads)
-        self.value_kernel = self.add_weight(name="value_kernel", shape=(dim, heads * self.head_dim))
+        width = (values_shape or behaviors_shape)[-1]
+        self.value_kernel = self.add_weight(
+            name="value_kernel", shape=(width, heads * self.head_dim)
+        )
         self.output_kernel = self.add_weight(
             name="output_kernel", shape=(heads * self.head_dim, dim)
         )
 
-    def call(self, queries, behaviors, real, bias=None):
-        pooled = _attend(queries, behaviors, real, bias)
+    def call(self, queries, behaviors, real, bias=None, values=None):
+        pooled = _attend(queries, behaviors, real, bias, values)
         heads, dim = pooled.shape[2:]
         # The values of a mean are the mean of the values.
         kernel = ops.reshape(self.value_kernel, (dim, heads, self.head_dim))
@@ -107,22 +112,23 @@ class TargetAttention(keras.layers.Layer):
         values = ops.reshape(values, (*ops.shape(values)[:2], heads * self.head_dim))
         return ops.matmul(values, self.output_kernel)
 
-    def compute_output_spec(self, queries, behaviors, real, bias=None):
+    def compute_output_spec(self, queries, behaviors, real, bias=None, values=None):
         batch, candidates, _, dim = queries.shape
         return keras.KerasTensor((batch, candidates, dim), self.compute_dtype)
 
 
-def _attend(queries, behaviors, real, bias):
-    """(batch, candidates, heads, d)."""
+def _attend(queries, behaviors, real, bias, values=None):
+    """(batch, candidates, heads, width of the values)."""
+    values = behaviors if values is None else values
     if len(behaviors.shape) == 3:
-        behaviors, real = behaviors[:, None], real[:, None]
+        behaviors, values, real = behaviors[:, None], values[:, None], real[:, None]
         bias = None if bias is None else bias[:, None]
     real = real[:, :, None]
     logits = ops.cast(ops.matmul(queries, ops.swapaxes(behaviors, -1, -2)), "float32")
     if bias is not None:
         logits += ops.cast(ops.swapaxes(bias, -1, -2), "float32")
     weights = ops.softmax(ops.where(real, logits, _LOWEST), axis=-1)
-    return ops.matmul(ops.cast(ops.where(real, weights, 0.0), behaviors.dtype), behaviors)
+    return ops.matmul(ops.cast(ops.where(real, weights, 0.0), values.dtype), values)
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")

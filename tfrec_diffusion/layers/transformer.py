@@ -5,6 +5,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfrec_diffusion.layers.arguments import check_positive_integers
+from tfrec_diffusion.layers.search import newest_positions
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
@@ -120,8 +121,5 @@ def newest(history, history_mask, length):
     Returns:
         (batch, min(k, l), d) and its bool mask (batch, min(k, l)), padded on the left.
     """
-    width = tf.minimum(tf.shape(history)[1], length)
-    valid = tf.reduce_sum(tf.cast(history_mask, tf.int32), axis=1, keepdims=True)
-    indices = valid - width + tf.range(width)
-    behaviors = tf.gather(history, tf.maximum(indices, 0), batch_dims=1)
-    return behaviors, indices >= 0
+    positions, real = newest_positions(history_mask, length)
+    return tf.gather(history, positions, batch_dims=1), real

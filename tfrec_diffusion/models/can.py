@@ -57,11 +57,7 @@ class CAN(RankingModel):
         attention = LocalActivationUnit(
             attention_units, activation, dtype=dtype, name="can.attention"
         )
-        pairs = {
-            feature.name: schema.target_of(feature).name
-            for feature in schema.group("history")
-            if schema.target_of(feature).group == "candidate"
-        }
+        pairs = schema.candidate_features_of_history()
         co_actions = {
             feature.name: CoAction(
                 schema.table(feature.table).rows,

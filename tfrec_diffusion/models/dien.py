@@ -50,7 +50,9 @@ class DIEN(RankingModel):
         def tower_inputs(request):
             request = request.at(*newest(request.history_mask))
             behaviors, real = request.history, request.history_mask
-            interests = next_behavior_loss(extract(behaviors, real), behaviors, real)
+            interests = next_behavior_loss(
+                extract(behaviors, real), behaviors, real, request.features[request.history_key]
+            )
             return request.tower_inputs(evolve(interests, request.target, real))
 
         super().__init__(schema, tower_inputs, **kwargs)

@@ -17,7 +17,6 @@ class DiffuRec(RankingModel):
     history carries, and recommends the items of the highest products with it; here the candidate
     is scored against it by the shared tower.
 
-
     Args:
         schema: `Schema`.
         max_length: Newest behaviors that the model sees.

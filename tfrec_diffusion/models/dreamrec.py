@@ -16,7 +16,6 @@ class DreamRec(RankingModel):
     The paper generates the item that a user has in mind from noise, guided by the history, and
     recommends its nearest neighbors; here the candidate is scored against it by the shared tower.
 
-
     Args:
         schema: `Schema`.
         max_length: Newest behaviors that the model sees.

@@ -36,7 +36,7 @@ class HierDiffuse(RankingModel):
         short_length: Newest behaviors of the short-term encoder.
         max_sessions: Sessions of the short-term encoder, K.
         gap_feature: Name of the behavior feature whose one boundary parts sessions; `None`: the
-            schema's first, or equal cuts if it has none.
+            schema's first of one boundary, or equal cuts if it has none.
         num_heads, num_blocks: Of both encoders.
         fusion: "diffusion" or "concatenation" of h^L and h^S.
         direction: "long_to_short": h^L is denoised under the guidance of the short-term interests;
@@ -94,7 +94,11 @@ class HierDiffuse(RankingModel):
     ):
         # === Layers ===
         schema = as_schema(schema)
-        gap_features = [feature.name for feature in schema.group("behavior")]
+        gap_features = [
+            feature.name
+            for feature in schema.group("behavior")
+            if len(schema.table(feature.table).boundaries) == 1
+        ]
         if gap_feature is None:
             gap_feature = next(iter(gap_features), None)
         else:

@@ -23,8 +23,8 @@ class SIMHard(RankingModel):
 
     Args:
         schema: `Schema`. Its behavior features are what is known of behaviors: time intervals.
-        category_feature: Name of the history feature that must equal the candidate's; `None`: the
-            last that has one to be compared with, which is the coarsest as a schema is written.
+        category_feature: Name of the history feature that must equal the candidate's. May be left
+            out where there are two, item and category: it is the second then.
         retrieved_length: Behaviors that the search retrieves at most.
         short_length: Newest behaviors of the short-term part.
         interval_features: Names of behavior features; `None`: all of the schema's.
@@ -57,12 +57,8 @@ class SIMHard(RankingModel):
         check_positive_integers(retrieved_length=retrieved_length)
         schema = as_schema(schema)
         dtype = kwargs.get("dtype")
-        categories = {
-            feature.name: schema.target_of(feature).name
-            for feature in schema.group("history")
-            if schema.target_of(feature).group == "candidate"
-        }
-        if category_feature is None:
+        categories = schema.candidate_features_of_history()
+        if category_feature is None and len(categories) <= 2:
             category_feature = [*categories][-1]
         category = choose("category_feature", category_feature, categories)
         same_category = SameCategory(name="sim.same_category")

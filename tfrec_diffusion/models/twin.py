@@ -1,9 +1,10 @@
 """TWIN: TWo-stage Interest Network for Lifelong User Behavior Modeling (Chang et al., KDD 2023)."""
 
 import keras
+from keras import ops
 
 from tfrec_diffusion.layers.arguments import check_positive_integers
-from tfrec_diffusion.layers.cross_features import CrossBias
+from tfrec_diffusion.layers.cross_features import BehaviorFeatureEmbedding, CrossBias
 from tfrec_diffusion.layers.search import TopScores
 from tfrec_diffusion.layers.target_attention import QueryScores, TargetAttention, TargetQuery
 from tfrec_diffusion.models.base import RankingModel, as_schema, behavior_rows
@@ -70,7 +71,7 @@ class TWIN(RankingModel):
 
 
 class CrossFeatures:
-    """The bias of a request's behaviors, (batch, .., k, heads); `None` if there are no features.
+    """What is known of a request's behaviors: embedded, and as a bias of the attention.
 
     Args:
         schema: `Schema`.
@@ -78,36 +79,44 @@ class CrossFeatures:
         num_heads: Heads of the attention.
         embedding_stddev: Standard deviation of the initial embeddings.
         dtype: Dtype policy.
-        model: Name of the model; the layer's name begins with it.
+        model: Name of the model; the layers' names begin with it.
     """
 
     def __init__(self, schema, names, num_heads, embedding_stddev, dtype, model):
         rows = behavior_rows(schema, "cross_features", names)
         self.names = tuple(rows)
-        self._bias = CrossBias(
-            rows, num_heads, stddev=embedding_stddev, dtype=dtype, name=f"{model}.cross_bias"
+        self._embed = BehaviorFeatureEmbedding(
+            rows, stddev=embedding_stddev, dtype=dtype, name=f"{model}.cross_features"
         )
+        if rows:
+            self._bias = CrossBias(len(rows), num_heads, dtype=dtype, name=f"{model}.cross_bias")
 
     def __call__(self, request):
+        """(batch, .., k, width) and (batch, .., k, heads); `None` both if there are none."""
         if not self.names:
-            return None
-        return self._bias({name: request.features[name] for name in self.names})
+            return None, None
+        embedded = self._embed({name: request.features[name] for name in self.names})
+        return embedded, self._bias(embedded)
 
 
 class ConsistentAttention:
-    """Search and attention by the same queries and the same bias, of a `Request`.
+    """Search and attention by the same queries and the same bias, of a `Request` (eq. 5-7).
+
+    Cross features are part of the values, and of the keys as a bias only.
 
     Args:
-        bias: Called with a `Request`; the bias of its behaviors, or `None`.
+        cross: `CrossFeatures`.
         retrieved_length: Behaviors that the search retrieves.
         num_heads: Heads.
         dtype: Dtype policy.
         model: Name of the model; the layers' names begin with it.
+        log_size: Called with a `Request`; (batch, .., k, 1), added to the bias. `None`: nothing.
     """
 
-    def __init__(self, bias, retrieved_length, num_heads, dtype, model):
+    def __init__(self, cross, retrieved_length, num_heads, dtype, model, log_size=None):
         check_positive_integers(retrieved_length=retrieved_length)
-        self.bias = bias
+        self.cross = cross
+        self.log_size = log_size
         self.query = TargetQuery(num_heads, dtype=dtype, name=f"{model}.query")
         self.relevance = QueryScores(dtype=dtype, name=f"{model}.relevance")
         self.search = TopScores(retrieved_length, name=f"{model}.search")
@@ -115,6 +124,18 @@ class ConsistentAttention:
 
     def __call__(self, request):
         queries = self.query(request.target)
-        scores = self.relevance(queries, request.history, self.bias(request))
+        _, bias = self._known(request)
+        scores = self.relevance(queries, request.history, bias)
         found = request.at(*self.search(scores, request.history_mask))
-        return self.attention(queries, found.history, found.history_mask, self.bias(found))
+        known, bias = self._known(found)
+        values = found.history
+        if known is not None:
+            values = ops.concatenate([values, known], axis=-1)
+        return self.attention(queries, found.history, found.history_mask, bias, values)
+
+    def _known(self, request):
+        embedded, bias = self.cross(request)
+        if self.log_size is not None:
+            size = self.log_size(request)
+            bias = size if bias is None else bias + size
+        return embedded, bias

@@ -2,7 +2,6 @@
 
 import keras
 
-from tfrec_diffusion.layers.arguments import choose
 from tfrec_diffusion.layers.cross_features import LogSize
 from tfrec_diffusion.models.base import RankingModel, as_schema
 from tfrec_diffusion.models.short_term import ShortTerm
@@ -19,7 +18,7 @@ class TWINV2(RankingModel):
 
     Args:
         schema: `Schema` of a data set of clusters.
-        size_feature: Name of the behavior feature that holds the sizes; `None`: the schema's last.
+        size_feature: Name of the behavior feature that holds the sizes.
         cross_features: Names of other behavior features; `None`: all others of the schema's.
         retrieved_length, short_length, num_heads, embedding_stddev: See `TWIN`.
         **kwargs: See `RankingModel`.
@@ -27,7 +26,7 @@ class TWINV2(RankingModel):
     Call arguments and Returns: see `RankingModel`.
 
     Raises:
-        ValueError: If the schema has no behavior feature.
+        ValueError: If the schema has no such behavior feature.
 
     Example:
 
@@ -42,7 +41,7 @@ class TWINV2(RankingModel):
         schema,
         retrieved_length=100,
         short_length=50,
-        size_feature=None,
+        size_feature="history_size",
         cross_features=None,
         num_heads=4,
         embedding_stddev=0.01,
@@ -52,24 +51,24 @@ class TWINV2(RankingModel):
         schema = as_schema(schema)
         dtype = kwargs.get("dtype")
         tables = {feature.name: feature.table for feature in schema.group("behavior")}
-        if not tables:
+        if size_feature not in tables:
             raise ValueError(
-                "TWIN-V2 needs the sizes of clusters among the behavior features, as the data set "
-                f"`clustered` has. Received: the schema of {schema.name!r}, which has none"
+                "`size_feature` must be a behavior feature with the sizes of clusters, as the data "
+                f"set `clustered` has. Received: size_feature={size_feature!r}; the schema of "
+                f"{schema.name!r} has {[*tables]}"
             )
-        if size_feature is None:
-            size_feature = [*tables][-1]
-        sizes = schema.table(choose("size_feature", size_feature, tables))
+        sizes = schema.table(tables[size_feature])
         others = [name for name in tables if name != size_feature]
         names = others if cross_features is None else cross_features
         log_size = LogSize(sizes.boundaries, name="twin_v2.log_size")
-        cross = CrossFeatures(schema, names, num_heads, embedding_stddev, dtype, "twin_v2")
-
-        def bias(request):
-            of_size = log_size(request.features[size_feature])
-            return of_size + cross(request) if cross.names else of_size
-
-        long_term = ConsistentAttention(bias, retrieved_length, num_heads, dtype, "twin_v2")
+        long_term = ConsistentAttention(
+            CrossFeatures(schema, names, num_heads, embedding_stddev, dtype, "twin_v2"),
+            retrieved_length,
+            num_heads,
+            dtype,
+            "twin_v2",
+            log_size=lambda request: log_size(request.features[size_feature]),
+        )
         short_term = ShortTerm(short_length, num_heads, dtype, "twin_v2")
 
         # === Functional model ===
@@ -82,6 +81,6 @@ class TWINV2(RankingModel):
         self.retrieved_length = retrieved_length
         self.short_length = short_length
         self.size_feature = size_feature
-        self.cross_features = cross_features and cross.names
-        self.behavior_features = (*cross.names, size_feature)
+        self.cross_features = cross_features and tuple(names)
+        self.behavior_features = tuple(dict.fromkeys((*names, size_feature)))
         self.num_heads = num_heads
