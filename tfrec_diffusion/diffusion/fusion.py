@@ -1,7 +1,6 @@
 """HierDiffuse's fusion of long- and short-term interests by denoising (section 3.2 - 3.4)."""
 
 import keras
-import numpy as np
 from keras import ops
 
 from tfrec_diffusion.diffusion import sampler
@@ -14,9 +13,8 @@ from tfrec_diffusion.layers.arguments import (
     check_share,
 )
 from tfrec_diffusion.layers.auxiliary_loss import add_mean_loss
-from tfrec_diffusion.layers.noise import normal, randint, uniform
+from tfrec_diffusion.layers.noise import fixed_normal, normal, randint, uniform
 
-_INFERENCE_SEED = 2025
 # Of T; and for the first tenth of the curriculum, spans are small.
 _SMALL_SPAN, _LARGE_SPAN, _SMALL_SPANS = 0.1, 0.5, 0.1
 _CHAINS = {"tcc": sampler.consistency, "ddim": sampler.ddim, "ddpm": sampler.ddpm}
@@ -198,9 +196,7 @@ class DiffusionFusion(keras.layers.Layer):
 
     def inference_noise(self, count):
         """Fixed standard normal numbers, float32 (count, 1, d), the same for every row."""
-        rng = np.random.default_rng(_INFERENCE_SEED)
-        shape = (count, 1, self.no_condition.shape[0])
-        return ops.convert_to_tensor(rng.standard_normal(shape, "float32"))
+        return fixed_normal((count, 1, self.no_condition.shape[0]))
 
     def _with_none(self, conditions):
         """The conditions behind the one that stands for none."""

@@ -5,7 +5,6 @@ Embeddings are brought to mean 0 and variance 1, as the noise has.
 """
 
 import keras
-import numpy as np
 from keras import ops
 
 from tfrec_diffusion.diffusion import sampler
@@ -20,10 +19,8 @@ from tfrec_diffusion.layers.arguments import (
 )
 from tfrec_diffusion.layers.auxiliary_loss import add_mean_loss
 from tfrec_diffusion.layers.encoder import BehaviorEncoder
-from tfrec_diffusion.layers.noise import normal, randint, uniform
+from tfrec_diffusion.layers.noise import fixed_normal, normal, randint, uniform
 from tfrec_diffusion.layers.normalization import unit_scale
-
-_INFERENCE_SEED = 2025
 
 
 class _Generator(keras.layers.Layer):
@@ -55,9 +52,7 @@ class _Generator(keras.layers.Layer):
         if training:
             shape = (self.num_steps + 1, *ops.shape(x))
             return ops.cast(normal(shape, self.seed_generator), x.dtype)
-        rng = np.random.default_rng(_INFERENCE_SEED)
-        shape = (self.num_steps + 1, 1, x.shape[-1])
-        return ops.convert_to_tensor(rng.standard_normal(shape, "float32"), x.dtype)
+        return ops.cast(fixed_normal((self.num_steps + 1, 1, x.shape[-1])), x.dtype)
 
     def prepare(self, behaviors, real):
         """Behaviors at unit scale and which are real: at least the two newest, be they padding."""
