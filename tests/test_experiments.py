@@ -7,7 +7,8 @@ import shlex
 import pytest
 from absl.flags import FlagValues
 
-from tfrec_diffusion import flags, models
+from tfrec_diffusion import datasets, flags, models
+from tfrec_diffusion.prepare import prepare
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 FILES = [str(p.relative_to(REPOSITORY)) for p in sorted(REPOSITORY.glob("experiments/**/*.flags"))]
@@ -43,10 +44,22 @@ def test_a_file_sets_what_there_is(file, schema, capsys):
 
 
 @pytest.mark.parametrize("file", sorted({*FILES} - {"experiments/common/training.flags"}))
-def test_a_files_own_command_parses(file):
+def test_a_files_own_commands_name_what_there_is(file):
     assert any(name == "train" and f"--flagfile={file}" in rest for name, rest in commands(file))
     for name, arguments in commands(file):
-        parse(name, *arguments)
+        values = parse(name, *arguments)
+        if name in ("prepare", "train"):
+            dataset = datasets.builder_class(values.dataset.partition("/")[0])
+            receiver = dataset if name == "prepare" else models.get(values.model)
+            flags.settings(values.set, receiver)
+
+
+@pytest.mark.parametrize("dataset", ["alibaba", "amazon_books", "ele_me", "taobao"])
+def test_a_file_tells_where_to_get_the_raw_files_as_the_error_does(dataset, tmp_path):
+    with pytest.raises(FileNotFoundError) as missing:
+        prepare(dataset, raw_dir=tmp_path, data_dir=tmp_path / "data")
+    source = re.search(r"https?://[\w./]*\w", str(missing.value))[0]
+    assert source in pathlib.Path(f"experiments/{dataset}.flags").read_text()
 
 
 def test_two_files_add_up():

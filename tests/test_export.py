@@ -1,3 +1,4 @@
+import dataclasses
 import pathlib
 import shutil
 import struct
@@ -9,11 +10,12 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tfrec_diffusion import models
-from tfrec_diffusion.export import export
+from tfrec_diffusion import flags, models
+from tfrec_diffusion.export import correct, export, main
 from tfrec_diffusion.losses import LogLoss
 from tfrec_diffusion.models.base import RankingModel
 from tfrec_diffusion.optimizers import LazyAdam
+from tfrec_diffusion.runs import MODEL_FILE
 
 ITEMS = np.arange(100, 138)
 CATEGORIES = np.array([f"category {i}" for i in range(8)])
@@ -157,6 +159,65 @@ def test_a_hundred_candidates_equal_one_at_a_time(model, model_dir, raw):
         one = {k: v[:, i : i + 1] if k in candidates else v for k, v in many.items()}
         alone = call(served, one)
         np.testing.assert_allclose(together[:, i : i + 1], alone, rtol=1e-5, atol=1e-7)
+
+
+def test_both_signatures_are_corrected_for_sampled_negatives(model_dir, schema, raw):
+    """By a model that knows nothing: 1/2 of the data with a tenth of the negatives is 1/11."""
+    model = models.create("avg_pooling", schema=dataclasses.replace(schema, negative_rate=0.1))
+    logit = model.get_layer("click.logit")
+    logit.set_weights([np.zeros_like(weight) for weight in logit.get_weights()])
+    eleventh = pytest.approx(1 / 11)
+    for corrected, probability in ((False, 0.5), (True, eleventh)):
+        version = export(model, model_dir, model_dir / "export", corrected)
+        served = tf.saved_model.load(str(version)).signatures
+        examples = tf.constant([as_example(raw, i) for i in range(3)])
+        of_examples = served["examples"](examples=examples)["click_probability"]
+        for scores in (call(served["serving_default"], raw), of_examples):
+            assert scores.dtype == tf.float32
+            assert scores.numpy().tolist() == [*[[probability] * 3] * 2, [probability, 0, 0]]
+
+
+def test_a_model_of_all_negatives_is_not_corrected(model_dir, schema, capsys):
+    models.create("avg_pooling", schema=schema).save(model_dir / MODEL_FILE)
+    directories = [f"--model_dir={model_dir}", f"--export_dir={model_dir / 'export'}"]
+    with pytest.raises(SystemExit, match="2"):
+        flags.run(main, flags.export, ["export", *directories, "--correct_negative_sampling"])
+    assert "Received: negative_rate=1.0 (data set 'small')" in capsys.readouterr().err
+    assert not (model_dir / "export").exists()
+
+
+@pytest.mark.parametrize(
+    ("rate", "kept", "all_negatives"),
+    [
+        (0.1, [0, 1 / 2, 10 / 11, 1], [0, 1 / 11, 1 / 2, 1]),
+        (0.25, [0, 1 / 2, 4 / 5, 1], [0, 1 / 5, 1 / 2, 1]),
+        (1.0, [0, 0.3, 1], [0, 0.3, 1]),
+        (1e-6, [0, 1e-30, 1e-6, 1], [0, 1e-36, 1e-12, 1]),
+    ],
+)
+def test_probabilities_among_all_negatives(rate, kept, all_negatives):
+    corrected = correct(tf.constant(kept, tf.float32), rate).numpy()
+    assert corrected.dtype == np.float32
+    np.testing.assert_allclose(corrected, np.array(all_negatives, "f"), rtol=2e-6)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.9])
+def test_a_correction_changes_no_rank(rate):
+    """Not even of floats next to each other."""
+    for low in (1e-3, 0.1, 0.45, 0.99):
+        bits = np.float32(low).view(np.int32) + np.arange(100_000, dtype=np.int32)
+        assert np.all(np.diff(correct(tf.constant(bits.view(np.float32)), rate)) >= 0)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_the_click_rate_of_sampled_data_corrected_is_the_true_one(rate):
+    rng = np.random.default_rng(0)
+    for true_rate in (0.02, 0.1, 0.5):
+        clicks = rng.random(400_000) < true_rate
+        kept = clicks | (rng.random(clicks.size) < rate)
+        of_kept = tf.constant(clicks[kept].mean(), tf.float32)
+        assert of_kept > 1.2 * true_rate
+        assert correct(of_kept, rate).numpy() == pytest.approx(true_rate, rel=0.05)
 
 
 def test_versions_count_up_and_a_half_written_one_is_not_taken_for_whole(model_dir, schema):

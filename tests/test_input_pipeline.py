@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from tfrec_diffusion.datasets.requests import RequestBuilder
+from tfrec_diffusion import input_pipeline
+from tfrec_diffusion.datasets.requests import RequestBuilder, Split
 from tfrec_diffusion.input_pipeline import RequestData, find_prepared
 from tfrec_diffusion.schema import Feature, Schema, Table
 
@@ -28,7 +29,14 @@ class Numbered(RequestBuilder):
             Table("gap", "boundaries", "float32", 12, boundaries=range(9)),
         ]
         schema = Schema("numbered", self.features, tables, self.history_length)
-        return schema, {}, {"train": self.requests(100), "test": self.requests(7)}
+        return (
+            schema,
+            {},
+            {
+                "train": Split(self.requests, [100]),
+                "test": Split(self.requests, [7]),
+            },
+        )
 
     @staticmethod
     def requests(count):
@@ -56,6 +64,14 @@ def directory(tmp_path_factory):
 
 def users(batches):
     return np.concatenate([batch[0]["user"] for batch in batches] or [[]]).astype(int).tolist()
+
+
+def test_batches_have_few_numbers_of_candidates():
+    lengths = [int(input_pipeline._padded_candidates(n)) for n in range(1, 1025)]
+    assert sorted(set(lengths))[:16] == [*range(1, 9), 10, 12, 14, 16, 20, 24, 28, 32]
+    assert len(set(lengths)) == 8 + 4 * 7
+    assert all(n <= length <= 1.25 * n for n, length in enumerate(lengths, 1))
+    assert lengths[99] == 112
 
 
 def test_a_batch_holds_padded_requests(directory):

@@ -2,7 +2,10 @@
 
 import collections
 import contextlib
+import copy
+import dataclasses
 import io
+import json
 import pathlib
 import re
 import sys
@@ -22,13 +25,28 @@ import inspect_records
 
 LENGTH = 12
 SPLITS = ("train", "validation", "test")
+DAYS = {
+    "train": {
+        "2022-04-30": {"candidates": 1200, "clicks": 300},
+        "2022-05-01": {"candidates": 40, "clicks": 7},
+    },
+    "validation": {"2022-05-02": {"candidates": 60, "clicks": 6}},
+}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
+    """A small data set; it has days in its report, written here by hand, but for the test split."""
     directory = tmp_path_factory.mktemp("data")
     options = {"users": 60, "items": 60, "categories": 6, "history_length": LENGTH, "min_count": 3}
-    return RequestData(prepare("synthetic", data_dir=directory, **options))
+    prepared = prepare("synthetic", data_dir=directory, **options)
+    path = prepared / "report.json"
+    report = json.loads(path.read_text())
+    for split, days in DAYS.items():
+        report["splits"][split]["days"] = days
+    report["splits"]["test"].pop("days", None)
+    path.write_text(json.dumps(report))
+    return RequestData(prepared)
 
 
 def run(data, *arguments, dataset="synthetic"):
@@ -132,6 +150,19 @@ class TestReport:
             ]
         assert float(shown["test"][-2]) > 0  # some are empty
 
+    def test_days_in_their_order(self, report):
+        lines = report[0].split("\nLabel rate by day\n\n")[1].split("\n\n")[0].splitlines()
+        assert [line.split() for line in lines] == [
+            ["split", "day", "candidates", "clicks", "label", "rate"],
+            ["train", "2022-04-30", "1,200", "300", "0.2500"],
+            ["train", "2022-05-01", "40", "7", "0.1750"],
+            ["validation", "2022-05-02", "60", "6", "0.1000"],
+        ]
+
+    def test_what_there_is_not_is_not_printed(self, report):
+        assert "Candidates of a request" not in report[0]  # each has one
+        assert "negatives kept" not in report[0].splitlines()[1]  # all are
+
     def test_missing_and_unknown_values(self, data, report, records):
         shown = table(report[0], "Missing / out of vocabulary")
         assert {f.name for f in data.schema.features} == shown.keys() - {"feature"}
@@ -210,7 +241,7 @@ class TestFirstRequests:
 class TestPicture:
     def test_what_is_drawn(self, data, report, records):
         drawn = report[1]
-        assert set(drawn["split"]) == set(SPLITS) and drawn["panel"].nunique() == 4
+        assert set(drawn["split"]) == set(SPLITS) and drawn["panel"].nunique() == 5
         train = drawn[drawn["split"] == "train"].groupby("panel")
         requests = records["train"]
 
@@ -241,6 +272,21 @@ class TestPicture:
         assert list(panel["n"]) == expected and sum(expected) == sum(shown)
         clicked = np.concatenate([record["label"] for record in requests])[items >= 2]
         np.testing.assert_allclose((panel["y"] * panel["n"]).sum(), clicked.sum())
+
+    def test_days_are_drawn_on_one_axis(self, report):
+        panel = report[1][report[1]["panel"] == "label rate by day"]
+        since = pd.to_timedelta(panel["x"], unit="D")
+        assert [str(day.date()) for day in pd.Timestamp(0) + since] == [
+            *("2022-04-30", "2022-05-01", "2022-05-02")
+        ]
+        assert list(panel["split"]) == ["train", "train", "validation"]
+        assert list(panel["y"]) == [0.25, 0.175, 0.1] and list(panel["n"]) == [1200, 40, 60]
+
+    def test_without_days(self, data, tmp_path):
+        # The report of the test split has none, as that of a data set that knows none.
+        status, out, _ = run(data, "--split=test", f"--picture={tmp_path / 'a.png'}")
+        assert not status and "Label rate by day" not in out
+        assert pd.read_csv(tmp_path / "a.csv")["panel"].nunique() == 4
 
     def test_wilsons_interval(self):
         # Half of 4: (1 / (1 + 1.96² / 4)) (1/2 + 1.96²/8 ± 1.96 √(1/16 + 1.96²/64)).
@@ -280,9 +326,18 @@ class TestSeveralCandidates:
         assert (counts.places[name], counts.missing[name], counts.unknown[name]) == (14, 6, 8)
         assert (counts.shown["hour"][[4, 9]] == [5, 3]).all()
         assert (counts.clicked["hour"][[4, 9]] == [3, 1]).all()
+        assert counts.sizes.tolist() == [0, 0, 1, 2]
+
+    def test_candidates_of_a_request(self, schema, counts, make_requests, capsys):
+        one = make_requests(batch=5, candidates=1)
+        label = np.zeros((5, 1))
+        counts.add(one, label, label + 1, np.arange(5))  # sizes are now 1 five times, 2, 3, 3
+        inspect_records.print_counts(schema, {"train": counts})
+        shown = table(capsys.readouterr().out, "Candidates of a request")
+        assert shown["train"] == ["1.62", "1", "1", "1", "2", "3", "3"]
 
     def test_ranks_are_of_known_items(self, schema, counts):
-        panels = inspect_records.curves(schema, {"train": counts}).groupby(["panel", "feature"])
+        panels = inspect_records.curves(schema, {"train": counts}, {}).groupby(["panel", "feature"])
 
         def points(*panel):
             return panels.get_group(panel)[["x", "y"]].to_numpy()
@@ -309,6 +364,13 @@ class TestDistinct:
             distinct.add(values)
             seen.update(values.tolist())
         assert distinct.count() == len(seen)
+
+
+def test_the_share_of_negatives_kept_is_told(data, capsys):
+    data = copy.copy(data)
+    data.schema = dataclasses.replace(data.schema, negative_rate=0.1)
+    inspect_records.print_schema(data)
+    assert capsys.readouterr().out.splitlines()[1].endswith(", 0.1 of the negatives kept")
 
 
 def test_one_split(data, tmp_path):

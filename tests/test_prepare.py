@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import os
 import signal
@@ -7,7 +8,8 @@ import time
 
 import pytest
 
-from tfrec_diffusion.prepare import prepare
+from tfrec_diffusion.datasets import requests
+from tfrec_diffusion.prepare import _report, prepare
 
 RAW = "".join(
     f"{u},{u * 7 % 40 + t},{t},pv,{1511539200 + t}\n" for u in range(50) for t in range(6)
@@ -83,12 +85,14 @@ def test_command(command, tmp_path):
         ((), "--dataset"),
         (
             ("--dataset=tabao",),
-            "`dataset` must be one of ['alibaba', 'amazon_books', 'clustered', 'logs', 'synthetic'",
+            "`dataset` must be one of ['alibaba', 'amazon_books', 'clustered', 'ele_me', 'logs'",
         ),
         (("--dataset=taobao", "--set=lenght=3"), "one of: history_length=200, min_count=1"),
         (("--dataset=logs",), "`spec` must be the path of a JSON file"),
         (("--dataset=logs", "--set=spec=no.json"), "Received: no.json"),
         (("--dataset=taobao", "--raw_dir=/none"), "/none must hold UserBehavior.csv"),
+        (("--dataset=taobao", "--group_by=page"), "value should be one of <impression|request>"),
+        (("--dataset=taobao", "--max_bad_rows=1%"), "--max_bad_rows=1%"),
     ],
 )
 def test_wrong_flags_are_one_line(command, arguments, message):
@@ -146,6 +150,52 @@ def test_options_of_what_a_killed_overwrite_moved_are_checked(tmp_path, raw_dir)
     with pytest.raises(ValueError, match="was prepared with history_length=200, not 3"):
         prepare("taobao", raw_dir=raw_dir, data_dir=tmp_path / "data", history_length=3)
     assert digests(directory) == before
+
+
+def test_what_is_there_is_grouped_otherwise(tmp_path, raw_dir):
+    grouped = requests.Preparation(group_by="request")
+    prepare("taobao", raw_dir=raw_dir, data_dir=tmp_path, preparation=grouped)
+    with pytest.raises(ValueError, match="was prepared with group_by='request', not 'impression'"):
+        prepare("taobao", raw_dir=raw_dir, data_dir=tmp_path)
+
+
+def test_a_positive_and_its_negative_share_a_record_when_grouped(tmp_path, raw_dir):
+    splits = {}
+    for group_by in requests.GROUPINGS:
+        directory = prepare(
+            "taobao",
+            raw_dir=raw_dir,
+            data_dir=tmp_path / group_by,
+            preparation=requests.Preparation(group_by=group_by),
+        )
+        splits[group_by] = _report(directory)["splits"]["test"]
+    assert splits["impression"] == {
+        "requests": 100, "candidates": 100, "clicks": 50, "behaviors": 500, "label_rate": 0.5
+    }  # fmt: skip
+    assert splits["request"] == {**splits["impression"], "requests": 50, "behaviors": 250}
+
+
+def test_too_many_bad_rows_leave_nothing(tmp_path, raw_dir):
+    with (raw_dir / "UserBehavior.csv").open("a") as file:
+        file.write("1;2;3;pv;1511539200\n" * 3 + "1,2\n")
+    with pytest.raises(
+        ValueError,
+        match=r"behaviors: 4 of 304 rows are bad, more than `max_bad_rows`=0\.01 of them.*"
+        r"too few columns \(UserBehavior\.csv:304\)",
+    ):
+        prepare("taobao", raw_dir=raw_dir, data_dir=tmp_path / "data")
+    assert not list((tmp_path / "data" / "taobao").iterdir())
+    lenient = requests.Preparation(max_bad_rows=0.02)
+    prepare("taobao", raw_dir=raw_dir, data_dir=tmp_path / "data", preparation=lenient)
+
+
+def test_a_cut_off_gzip_of_many_rows_is_read_up_to_there(tmp_path):
+    whole = gzip.compress((RAW * 20).encode())
+    (tmp_path / "UserBehavior.csv.gz").write_bytes(whole[:-9])
+    directory = prepare("taobao", raw_dir=tmp_path, data_dir=tmp_path / "data")
+    dropped = _report(directory)["sources"]["behaviors"]["dropped"]
+    (place,) = dropped["gzip cut off or damaged from here on"]["places"]
+    assert place.startswith("UserBehavior.csv.gz:")
 
 
 def test_something_else_is_there(tmp_path, raw_dir):

@@ -17,6 +17,16 @@ def test_json_round_trip(schema, tmp_path):
     )
 
 
+def test_the_negative_rate_is_saved_and_was_1_before_there_was_one(schema, tmp_path):
+    sampled = dataclasses.replace(schema, negative_rate=0.1)
+    sampled.save(tmp_path)
+    assert Schema.load(tmp_path) == sampled != schema
+    config = sampled.get_config()
+    assert config.pop("negative_rate") == 0.1
+    (tmp_path / "schema.json").write_text(json.dumps(config))
+    assert Schema.load(tmp_path) == schema and schema.negative_rate == 1.0
+
+
 def test_everything_is_derived_from_the_features(schema):
     inputs = schema.keras_inputs()
     signature = schema.serving_signature()
@@ -51,6 +61,9 @@ def test_with_dim_changes_every_table(schema):
     ("change", "message"),
     [
         ({"history_length": 0}, "`history_length` must be positive. Received: 0"),
+        ({"negative_rate": 0}, r"`negative_rate` must be in \(0, 1\]. Received: 0"),
+        ({"negative_rate": 10}, r"`negative_rate` must be in \(0, 1\]. Received: 10"),
+        ({"negative_rate": float("nan")}, r"Received: nan"),
         ({"features": [Feature("item", "candidate", "item")]}, "at least one history feature"),
         ({"features": [Feature("item", "candidate", "shop")]}, "names the table 'shop'"),
         (
@@ -134,7 +147,7 @@ def test_digest_tells_rows_of_another_meaning(schema, tmp_path):
         (tmp_path / "vocabularies" / f"{name}.txt").write_text("1\n2\n")
     schema = dataclasses.replace(schema, directory=str(tmp_path))
     digest = schema.digest()
-    assert dataclasses.replace(schema, history_length=3).digest() == digest
+    assert dataclasses.replace(schema, history_length=3, negative_rate=0.1).digest() == digest
     item = dataclasses.replace(schema.table("item"), tiers=(10,))
     tables = [item if table.name == "item" else table for table in schema.tables]
     assert dataclasses.replace(schema, tables=tables).digest() != digest

@@ -16,7 +16,7 @@ from tfrec_diffusion.schema import PADDING
 OUTPUT = "click_probability"
 
 
-def export(model, vocabulary_directory, export_dir):
+def export(model, vocabulary_directory, export_dir, correct_negative_sampling=False):
     """Writes the next version of a SavedModel: raw features in, click probabilities out.
 
     Signatures: `serving_default` takes the named tensors of `Schema.serving_signature`: raw ids as
@@ -32,10 +32,23 @@ def export(model, vocabulary_directory, export_dir):
         model: `RankingModel`.
         vocabulary_directory: Where `vocabularies/` lies.
         export_dir: The version is its next number; it appears under it when it is whole.
+        correct_negative_sampling: Whether both signatures give the probability of a click among all
+            impressions, with `correct` and the schema's `negative_rate`; else it is that among the
+            impressions that the data set kept. Names and ranking are the same either way.
 
     Returns:
         Path of the version.
+
+    Raises:
+        ValueError: If there is nothing to correct. Data prepared before its schema knew the rate
+            looks so too, and its probabilities, too high, would be served as corrected.
     """
+    negative_rate = model.schema.negative_rate
+    if correct_negative_sampling and negative_rate == 1:
+        raise ValueError(
+            "`correct_negative_sampling` needs a model of data with a `negative_rate` below 1 in "
+            f"its schema. Received: negative_rate={negative_rate} (data set {model.schema.name!r})"
+        )
     unused = {f.name for f in model.schema.group("behavior")} - set(model.behavior_features)
     schema = dataclasses.replace(
         model.schema,
@@ -48,7 +61,10 @@ def export(model, vocabulary_directory, export_dir):
         rows = lookup(raw)
         rows |= dict.fromkeys(unused, tf.zeros_like(rows[schema.history_key]))
         real = tf.not_equal(rows[schema.candidate_key], PADDING)
-        return {OUTPUT: tf.where(real, model(rows, training=False), 0.0)}
+        probability = model(rows, training=False)
+        if correct_negative_sampling:
+            probability = correct(probability, negative_rate)
+        return {OUTPUT: tf.where(real, probability, 0.0)}
 
     def score_examples(examples):
         raw = tf.io.parse_example(examples, schema.serving_spec())
@@ -73,6 +89,24 @@ def export(model, vocabulary_directory, export_dir):
     return _write(archive, pathlib.Path(export_dir))
 
 
+def correct(probability, negative_rate):
+    """q = p / (p + (1 - p) / negative_rate): p as if no negative had been left out of the data.
+
+    Args:
+        probability: float32 tensor in [0, 1], calibrated on the data that was kept.
+        negative_rate: Share of the negatives that was kept, in (0, 1].
+
+    Returns:
+        float32 tensor of that shape, in the same order.
+
+    Reference: He et al., Practical Lessons from Predicting Clicks on Ads at Facebook, ADKDD 2014,
+    section 6.3.
+    """
+    # Rounding each step to float32 would swap the ranks of some neighbors.
+    p = tf.cast(probability, tf.float64)
+    return tf.cast(p / (p + (1 - p) / negative_rate), tf.float32)
+
+
 def _write(archive, export_dir):
     export_dir.mkdir(parents=True, exist_ok=True)
     versions = [int(path.name) for path in export_dir.iterdir() if path.name.isdecimal()]
@@ -86,7 +120,7 @@ def _write(archive, export_dir):
 
 def main(values):
     model = load_model(values.model_dir)
-    print(export(model, values.model_dir, values.export_dir))
+    print(export(model, values.model_dir, values.export_dir, values.correct_negative_sampling))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import tensorflow as tf
 from absl import flags
 
 from tfrec_diffusion import datasets, models
+from tfrec_diffusion.datasets import requests
 
 # Arguments that flags of their own give.
 _NOT_SET = {"schema", "dtype", "raw_dir", "data_dir"}
@@ -25,6 +26,23 @@ def prepare(values):
     flags.DEFINE_boolean(
         "overwrite", False, "prepare again what is prepared already", flag_values=values
     )
+    flags.DEFINE_enum(
+        "group_by", "impression", requests.GROUPINGS,
+        "request: one record for impressions that differ in their candidates only",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_float(
+        "max_bad_rows", 0.01, "share of a raw file's rows that may be bad", 0.0, 1.0,
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "workers", 1, "processes that encode and write, by Apache Beam if more than one", 1,
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_multi_string(
+        "beam_options", [], "an option of Beam's, as --runner=FlinkRunner, in place of --workers",
+        flag_values=values,
+    )  # fmt: skip
 
 
 def train(values):
@@ -71,6 +89,10 @@ def export(values):
     flags.DEFINE_string(
         "export_dir", None, "where TF Serving looks: the export is its next numbered directory",
         required=True, flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_boolean(
+        "correct_negative_sampling", False, "serve the click probability among all impressions, "
+        "not among those that the data set's `negative_rate` kept", flag_values=values,
     )  # fmt: skip
 
 

@@ -146,7 +146,8 @@ class RequestData:
         Returns:
             `tf.data.Dataset` of (features, label, weight): a dict of int32 tensors as
             `Schema.keras_inputs`, and float32 (batch, candidates) twice; weight is 0 where
-            a candidate is padding.
+            a candidate is padding. As XLA compiles a model for each number of candidates, beyond
+            8 there are only four from one power of two to the next.
 
         Raises:
             FileNotFoundError: If a file is missing.
@@ -172,7 +173,8 @@ class RequestData:
     def _parse(self, records, with_group_id):
         schema = self.schema
         parsed = tf.io.parse_example(records, schema.record_spec())
-        candidates = tf.reduce_max(tf.strings.length(parsed[LABEL])) // tf.float32.size
+        most = tf.reduce_max(tf.strings.length(parsed[LABEL])) // tf.float32.size
+        candidates = _padded_candidates(most)
         features = {}
         for feature in schema.features:
             value = parsed[feature.name]
@@ -207,6 +209,14 @@ def _records(shards, start, seed, window):
 
     windows = records.batch(window).enumerate(first_of_window // window)
     return windows.map(permuted).prefetch(1).unbatch().skip(start - first_of_window)
+
+
+def _padded_candidates(most):
+    """The least of the numbers that batches have which is not below `most`."""
+    power = tf.math.log(tf.cast(tf.maximum(most - 1, 1), tf.float64)) / np.log(2.0)
+    # A power of two may come out a rounding error below itself.
+    unit = 2 ** tf.maximum(tf.cast(tf.floor(power + 1e-9), tf.int32) - 2, 0)
+    return -(-most // unit) * unit
 
 
 def _newest(value, length):

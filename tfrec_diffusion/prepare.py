@@ -11,7 +11,7 @@ from tfrec_diffusion import datasets, flags
 from tfrec_diffusion.datasets import requests
 
 
-def prepare(dataset, *, data_dir, raw_dir=None, overwrite=False, **options):
+def prepare(dataset, *, data_dir, raw_dir=None, overwrite=False, preparation=None, **options):
     """Prepares a data set unless it is there, whole or not at all.
 
     Args:
@@ -19,6 +19,7 @@ def prepare(dataset, *, data_dir, raw_dir=None, overwrite=False, **options):
         data_dir: Root of the prepared data sets.
         raw_dir: Directory of the raw files; a data set that makes its own may do without.
         overwrite: Whether to prepare again what is there.
+        preparation: `datasets.requests.Preparation`; default: one with its defaults.
         **options: The data set's own, as its class documents them.
 
     Returns:
@@ -35,18 +36,19 @@ def prepare(dataset, *, data_dir, raw_dir=None, overwrite=False, **options):
     builder = builder_class(**arguments)
     directory = pathlib.Path(builder.data_dir)
     if overwrite:
-        builder_class.overwrite(**arguments)
+        builder_class.overwrite(preparation, **arguments)
     elif not directory.exists():
-        builder.write()
+        builder.write(preparation)
     # Also after `write`: it may have put back what a killed --overwrite had moved aside.
-    _check_options(directory, builder.options)
+    group_by = (preparation or requests.Preparation()).group_by
+    _check_options(directory, {**builder.options, "group_by": group_by})
     return directory
 
 
 def _check_options(directory, options):
     if not (directory / requests.REPORT).exists():
         raise ValueError(f"{directory} is not a prepared data set: remove it")
-    before = _report(directory)["options"]
+    before = {"group_by": requests.Preparation().group_by, **_report(directory)["options"]}
     now = json.loads(json.dumps(options))
     changed = [name for name in now if now[name] != before.get(name)]
     if changed:
@@ -79,6 +81,18 @@ def _print_report(directory):
             print(f"\n{name}: {json.dumps(value)}")
 
 
+def _beam_options(values):
+    if values.beam_options:
+        return values.beam_options
+    if values.workers > 1:
+        return [
+            "--direct_running_mode=multi_processing",
+            f"--direct_num_workers={values.workers}",
+            "--default_sdk_harness_log_level=WARNING",
+        ]
+    return None
+
+
 def main(values):
     """Runs the command with parsed flags."""
     options = flags.settings(values.set, datasets.builder_class(values.dataset))
@@ -88,6 +102,11 @@ def main(values):
         data_dir=values.data_dir,
         raw_dir=values.raw_dir,
         overwrite=values.overwrite,
+        preparation=requests.Preparation(
+            group_by=values.group_by,
+            max_bad_rows=values.max_bad_rows,
+            beam_options=_beam_options(values),
+        ),
         **options,
     )
     _print_report(directory)

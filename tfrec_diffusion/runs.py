@@ -60,8 +60,12 @@ def check_same_data(of_model, of_data):
     Raises:
         ValueError: If the schemas or vocabularies differ.
     """
-    if of_model != of_data or of_model.digest() != of_data.digest():
+    config = of_data.get_config()
+    differing = [name for name, value in of_model.get_config().items() if value != config[name]]
+    if not differing and of_model.digest() != of_data.digest():
+        differing = ["vocabularies"]
+    if differing:
         raise ValueError(
-            f"{of_model.directory} was trained on other data: its schema or vocabularies differ "
-            f"from those in {of_data.directory}"
+            f"{of_model.directory} was trained on other data than {of_data.directory}: "
+            f"they differ in {', '.join(differing)}"
         )

@@ -131,6 +131,7 @@ class Schema:
         tables: `Table`s.
         history_length: Longest history, in behaviours.
         directory: Where `vocabularies/` lies; needed for export only, not saved.
+        negative_rate: Share of the negatives (label 0) that the data set kept, in every split.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Schema:
     tables: tuple[Table, ...]
     history_length: int
     directory: str | None = dataclasses.field(default=None, compare=False)
+    negative_rate: float = 1.0
 
     def __post_init__(self):
         object.__setattr__(self, "features", tuple(self.features))
@@ -150,6 +152,8 @@ class Schema:
                 raise ValueError(f"`{kind}` must have unique names. Received: {names}")
         if self.history_length < 1:
             raise ValueError(f"`history_length` must be positive. Received: {self.history_length}")
+        if not 0 < self.negative_rate <= 1:
+            raise ValueError(f"`negative_rate` must be in (0, 1]. Received: {self.negative_rate}")
         tables = {table.name for table in self.tables}
         for feature in self.features:
             if feature.table not in tables:

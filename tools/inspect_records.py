@@ -8,7 +8,8 @@ read them: rows of vocabularies as the raw values, of boundaries as intervals [f
 as their buckets, which is all that is left of the values. What is drawn lies beside the picture as
 CSV. Needs matplotlib.
 
-Records have no day: label rates are by the values of context features, such as hour or weekday.
+Label rates are by the values of context features, such as hour or weekday, and by day where
+`prepare` knew of days: records have none, so those are from its report.
 """
 
 import collections
@@ -22,7 +23,9 @@ import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
 from absl import flags
+from matplotlib.dates import DateFormatter
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from tfrec_diffusion import flags as commands
 from tfrec_diffusion.datasets.requests import REPORT
@@ -78,6 +81,7 @@ class Counts:
 
     Attributes:
         requests, candidates, clicks: (longest history + 1,), by the length of the history.
+        sizes: (most candidates + 1,): requests, by the number of candidates.
         places, missing, unknown: by feature: the places for a value in real candidates and
             behaviors, and how many of them have none, or one out of vocabulary.
         shown: by context feature and candidate key, (rows,): candidates.
@@ -91,6 +95,7 @@ class Counts:
         lengths = schema.history_length + 1
         self.requests, self.candidates = np.zeros(lengths, np.int64), np.zeros(lengths, np.int64)
         self.clicks = np.zeros(lengths)
+        self.sizes = np.zeros(1, np.int64)
         self.places, self.missing, self.unknown = (collections.Counter() for _ in range(3))
         rows = {feature.name: schema.table(feature.table).rows for feature in schema.features}
         by_row = (schema.candidate_key, *(f.name for f in schema.group("context")))
@@ -109,6 +114,9 @@ class Counts:
         np.add.at(self.requests, length, 1)
         np.add.at(self.candidates, length, candidates)
         np.add.at(self.clicks, length, clicks)
+        sizes = np.bincount(candidates, minlength=len(self.sizes))
+        sizes[: len(self.sizes)] += self.sizes
+        self.sizes = sizes
         for feature in schema.features:
             rows = features[feature.name]
             if feature.group == "candidate":
@@ -139,7 +147,7 @@ def count(data, split):
 
 
 def percentiles(requests):
-    """Of the history lengths: for each p, the least that p% of the requests do not exceed."""
+    """Of requests by length or size: for each p, the least that p% of them do not exceed."""
     up_to = 100 * np.cumsum(requests)
     return [int(np.searchsorted(up_to, p * requests.sum())) for p in _PERCENTILES]
 
@@ -248,6 +256,8 @@ def print_schema(data):
     # Most schemas have no tiers.
     used = len(header) if any(row[-1] for row in rows) else -1
     title = f"{schema.name}, {data.directory}, histories of up to {schema.history_length:,}"
+    if schema.negative_rate < 1:
+        title += f", {schema.negative_rate:.4g} of the negatives kept"
     print_table(title, header[:used], [row[:used] for row in rows])
 
 
@@ -262,6 +272,14 @@ def print_counts(schema, counts):
         )
     header = ("split", "requests", "candidates", "label rate", "users", "MB", "bytes a request")
     print_table("Splits", header, rows)
+
+    if any(len(c.sizes) > 2 for c in counts.values()):
+        rows = []
+        for split, c in counts.items():
+            mean = c.candidates.sum() / c.requests.sum()
+            rows.append((split, f"{mean:.2f}", *percentiles(c.sizes), len(c.sizes) - 1))
+        header = ("split", "mean", *(f"{p}%" for p in _PERCENTILES), "largest")
+        print_table("Candidates of a request: mean, percentiles", header, rows)
 
     rows = []
     for split, c in counts.items():
@@ -312,18 +330,32 @@ def print_context(schema, counts):
         print_table(title, (feature.name, *counts), rows)
 
 
+def print_days(days):
+    """Label rates by day; `days` holds those of the report, by split."""
+    rows = []
+    for split, of_split in days.items():
+        for day, n in of_split.items():
+            rate = n["clicks"] / n["candidates"]
+            rows.append((split, day, f"{n['candidates']:,}", f"{n['clicks']:,}", f"{rate:.4f}"))
+    if rows:
+        header = ("split", "day", "candidates", "clicks", "label rate")
+        print_table("Label rate by day", header, rows)
+
+
 # The picture
 
 _LENGTHS = "history lengths"
 _FREQUENCIES = "popularity"
 _RATE_BY_LENGTH = "label rate by history length"
 _RATE_BY_RANK = "label rate by popularity"
+_RATE_BY_DAY = "label rate by day"
 
 
-def curves(schema, counts):
+def curves(schema, counts, days):
     """What is drawn: a table of panel, split, feature, x, y and n, the candidates behind a rate.
 
     Of a bin of history lengths, x is the least and y the mean share of the requests of one length.
+    Of a day, x is the number of days since 1970, as matplotlib counts them.
     """
     longest = schema.history_length
     # Empty and full histories have bins of their own.
@@ -361,21 +393,29 @@ def curves(schema, counts):
             candidates, clicks = (np.add.reduceat(x[order], first - 1) for x in (shown, clicked))
             middle = np.sqrt(first * last)
             add(_RATE_BY_RANK, split, key, middle, clicks / candidates, candidates)
+    for split, of_split in days.items():
+        x = np.array(list(of_split), "datetime64[D]").astype(int)
+        candidates, clicks = (
+            np.array([n[name] for n in of_split.values()]) for name in ("candidates", "clicks")
+        )
+        add(_RATE_BY_DAY, split, "day", x, clicks / candidates, candidates)
     return pd.concat(parts)[["panel", "split", "feature", "x", "y", "n"]]
 
 
 def draw(table, schema, path):
-    """The four panels, a color for each split."""
-    figure = Figure(figsize=(12, 8.5), layout="constrained")
-    names = (_LENGTHS, _FREQUENCIES, _RATE_BY_LENGTH, _RATE_BY_RANK)
-    panels = dict(zip(names, figure.subplots(2, 2).flat, strict=True))
+    """The panels, a color for each split; that of days only where there are any."""
+    rows = [[_LENGTHS, _FREQUENCIES], [_RATE_BY_LENGTH, _RATE_BY_RANK]]
+    if _RATE_BY_DAY in set(table["panel"]):
+        rows.append([_RATE_BY_DAY] * 2)
+    figure = Figure(figsize=(12, 4.25 * len(rows)), layout="constrained")
+    panels = figure.subplot_mosaic(rows)
     colors = {split: f"C{i}" for i, split in enumerate(table["split"].unique())}
     top = 0.01
     for (panel, split, feature), curve in table.groupby(["panel", "split", "feature"], sort=False):
         axes, style = panels[panel], {"color": colors[split], "linewidth": 1.4}
         x, y = curve["x"].to_numpy(), curve["y"].to_numpy()
         if panel == _LENGTHS:
-            label = f"{split}: {y[0]:.1%} empty, {y[-1]:.1%} full"
+            label = f"{split}: {y[0]:.1%} of the histories empty, {y[-1]:.1%} full"
             axes.stairs(100 * y, np.append(x, schema.history_length + 1), label=label, **style)
             top = max(top, 110 * y[1:-1].max(initial=0))
         elif panel == _FREQUENCIES:
@@ -384,7 +424,11 @@ def draw(table, schema, path):
             sure = curve["n"].to_numpy() >= _LEAST
             low, high = interval(y[sure], curve["n"].to_numpy()[sure])
             axes.plot(x[sure], y[sure], marker="o", markersize=3, **style)
-            axes.fill_between(x[sure], low, high, color=colors[split], alpha=0.12, linewidth=0)
+            if panel == _RATE_BY_DAY:
+                # A split may have one day, of which a band would be nothing.
+                axes.vlines(x[sure], low, high, color=colors[split], alpha=0.4, linewidth=4)
+            else:
+                axes.fill_between(x[sure], low, high, color=colors[split], alpha=0.12, linewidth=0)
     key = schema.candidate_key
     # Of many data sets most histories are full: that bin, with its share in the legend, may go
     # beyond the top.
@@ -400,13 +444,19 @@ def draw(table, schema, path):
     panels[_RATE_BY_RANK].set(
         xlabel=f"rank of {key} among the candidates of its split", ylabel="label rate", xscale="log"
     )
+    if _RATE_BY_DAY in panels:
+        days = table.loc[table["panel"] == _RATE_BY_DAY, "x"]
+        # Of a single day, matplotlib would show years.
+        panels[_RATE_BY_DAY].set(ylabel="label rate", xlim=(days.min() - 0.5, days.max() + 0.5))
+        panels[_RATE_BY_DAY].xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
+        panels[_RATE_BY_DAY].xaxis.set_major_formatter(DateFormatter("%a\n%Y-%m-%d"))
     for panel, axes in panels.items():
         axes.set_title(panel[0].upper() + panel[1:], fontsize="medium")
         axes.grid(alpha=0.3)
     handles = panels[_LENGTHS].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(
-        f"{schema.name}; bands: 95% intervals; label rates of under {_LEAST} candidates not drawn"
+        f"{schema.name}; shaded: 95% intervals; label rates of under {_LEAST} candidates not drawn"
     )
     figure.savefig(path, dpi=120)
 
@@ -424,19 +474,20 @@ def main(values):
     if not picture.parent.is_dir():
         raise FileNotFoundError(f"no directory {picture.parent} for --picture={picture}")
     data = RequestData(find_prepared(values.data_dir, values.dataset))
+    # In the order in which they were written, training first.
+    splits = json.loads((data.directory / REPORT).read_text(encoding="utf-8"))["splits"]
     if values.split is not None:
         data.shards(values.split)  # says so if there is none, before anything is printed
-        splits = [values.split]
-    else:
-        # In the order in which they were written, training first.
-        splits = json.loads((data.directory / REPORT).read_text(encoding="utf-8"))["splits"]
+        splits = {values.split: splits[values.split]}
+    days = {split: known["days"] for split, known in splits.items() if "days" in known}
     print_schema(data)
     for text in first_requests(data, next(iter(splits)), values.requests):
         print(f"\n{text}", flush=True)
     counts = {split: count(data, split) for split in splits}
     print_counts(data.schema, counts)
+    print_days(days)
     print_context(data.schema, counts)
-    table = curves(data.schema, counts)
+    table = curves(data.schema, counts, days)
     table.to_csv(picture.with_suffix(".csv"), index=False)
     draw(table, data.schema, picture)
     print(f"\n{picture}")

@@ -1,8 +1,10 @@
 """Random requests for the benchmarks: every sample has its own full history, none is shared."""
 
+import functools
+
 import numpy as np
 
-from tfrec_diffusion.datasets.requests import RequestBuilder
+from tfrec_diffusion.datasets.requests import RequestBuilder, Split
 from tfrec_diffusion.schema import FIRST_INDEX, Feature, Schema, Table
 
 FEATURES = (
@@ -61,11 +63,14 @@ class RandomRequests(RequestBuilder):
 
     def convert(self):
         made = schema(self.history_length)
-        return made, {}, {"train": self._requests(made)}
+        parts = [
+            range(start, min(start + 1000, self.count)) for start in range(0, self.count, 1000)
+        ]
+        return made, {}, {"train": Split(functools.partial(_keyed_requests, made), parts)}
 
-    def _requests(self, made):
-        for start in range(0, self.count, 1000):
-            features, labels = requests(made, min(1000, self.count - start), seed=start)
-            for i, label in enumerate(labels):
-                request = {name: value[i] for name, value in features.items()}
-                yield start + i, {**request, "label": label, "group_id": start + i}
+
+def _keyed_requests(schema, numbers):
+    features, labels = requests(schema, len(numbers), seed=numbers.start)
+    for i, number in enumerate(numbers):
+        request = {name: value[i] for name, value in features.items()}
+        yield number, {**request, "label": labels[i], "group_id": number}

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from tfrec_diffusion import schema as schema_lib
-from tfrec_diffusion.datasets import alibaba
+from tfrec_diffusion.datasets import requests, tables
 from tfrec_diffusion.prepare import _report, prepare
 
+ANY_ROWS = requests.Preparation(max_bad_rows=1)
 # Midnights in China (UTC+8).
 MAY_6, MAY_12, MAY_13 = 1494000000, 1494518400, 1494604800
 APRIL_22, MAY_14 = 1492790400, 1494691200
@@ -63,7 +64,7 @@ FILES = {
 def prepared(tmp_path):
     """`prepared(name=content, **options)`: directory of the requests of hand-written files."""
 
-    def make(opener=open, suffix="", *, min_count=1, **changes):
+    def make(opener=open, suffix="", *, min_count=1, preparation=ANY_ROWS, **changes):
         raw_dir = tmp_path / f"raw{len(list(tmp_path.iterdir()))}"
         raw_dir.mkdir()
         for file, content in FILES.items():
@@ -71,7 +72,12 @@ def prepared(tmp_path):
             with opener(raw_dir / (file + suffix), "wt") as stream:
                 stream.write(content)
         return prepare(
-            "alibaba", raw_dir=raw_dir, data_dir=f"{raw_dir}_data", min_count=min_count, **changes
+            "alibaba",
+            raw_dir=raw_dir,
+            data_dir=f"{raw_dir}_data",
+            preparation=preparation,
+            min_count=min_count,
+            **changes,
         )
 
     return make
@@ -196,6 +202,19 @@ def test_vocabularies_see_no_later_day(prepared, read):
         behavior_log=BEHAVIORS + f"3,{MAY_12 + 1},pv,40,41\n",
     )
     assert schema_lib.Schema.load(other).digest() == schema.digest()
+
+
+def test_label_rate_of_each_day_in_china(prepared):
+    splits = _report(prepared())["splits"]
+    # The impressions of 12 May are its first and its last second.
+    assert {split: report["days"] for split, report in splits.items()} == {
+        "train": {
+            "2017-05-06": {"candidates": 3, "clicks": 1},
+            "2017-05-11": {"candidates": 1, "clicks": 1},
+        },
+        "validation": {"2017-05-12": {"candidates": 2, "clicks": 1}},
+        "test": {"2017-05-13": {"candidates": 2, "clicks": 1}},
+    }
 
 
 def test_training_on_the_validation_day(prepared, read, read_requests):
@@ -340,6 +359,17 @@ def test_gzip_and_plain_give_the_same_bytes(prepared, digests):
     assert digests(prepared()) == digests(prepared(gzip.open, ".gz"))
 
 
+def test_too_many_bad_rows(prepared):
+    repeated = "".join(BEHAVIORS.splitlines(keepends=True)[1:])
+    strict = requests.Preparation(max_bad_rows=0)
+    # What the log repeats is no bad row.
+    directory = prepared(behavior_log=BEHAVIORS + repeated, preparation=strict)
+    assert reasons(directory, "behavior_log") == {"repeated": 9}
+    message = r"behavior_log: 1 of 10 rows are bad, .*: no user or cate \(behavior_log\.csv:11 "
+    with pytest.raises(ValueError, match=message):
+        prepared(behavior_log=f"{BEHAVIORS},{MAY_6},pv,20,30\n", preparation=strict)
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_missing_raw_file(tmp_path, file):
     for name in FILES.keys() - {file}:
@@ -351,7 +381,7 @@ def test_missing_raw_file(tmp_path, file):
 
 def test_parts_of_users_make_no_difference(prepared, digests, monkeypatch):
     whole = digests(prepared())
-    monkeypatch.setattr(alibaba, "_ROWS", 2)
+    monkeypatch.setattr(tables.Database, "part_rows", 2)
     assert digests(prepared()) == whole
 
 
@@ -372,7 +402,7 @@ def test_random_files_against_a_plain_loop(prepared, read_requests, monkeypatch)
         (int(rng.integers(25)), int(rng.choice(moments[moments >= MAY_6])), 500 + i)
         for i in range(300)
     ]
-    monkeypatch.setattr(alibaba, "_ROWS", 200)
+    monkeypatch.setattr(tables.Database, "part_rows", 200)
     directory = prepared(
         raw_sample="user,time_stamp,adgroup_id,pid,nonclk,clk\n"
         + "".join(f"{user},{time},{ad},p,1,0\n" for user, time, ad in impressions),

@@ -53,10 +53,11 @@ class Toy(requests.RequestBuilder):
             [vocabulary.table(dim=1) for vocabulary in self.vocabs.values()],
             self.history_length,
         )
-        return schema, self.vocabs, {name: self.requests() for name in ("train", "test")}
+        split = requests.Split(self.requests, [HISTORIES])
+        return schema, self.vocabs, {"train": split, "test": split}
 
-    def requests(self):
-        for number, history in enumerate(HISTORIES):
+    def requests(self, histories):
+        for number, history in enumerate(histories):
             # The same behavior has another age in another request; those of number 9 are of one.
             ages = np.full(9, 5) if number == 9 else np.arange(len(history), 0, -1)
             candidates = slice(1 + number % 3)

@@ -1,7 +1,9 @@
 """The Ele.me converter on small hand-written files whose right answer was worked out by hand."""
 
+import hashlib
 import json
 import pathlib
+import pickle
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import tensorflow_datasets as tfds
 
 from tfrec_diffusion import schema as schema_lib
 from tfrec_diffusion.datasets import ele_me
+from tfrec_diffusion.datasets.requests import Preparation
 
 _BLANK = dict.fromkeys(ele_me.COLUMNS, "")
 
@@ -45,9 +48,10 @@ def _prepare(tmp_path, days, **options):
     raw_dir.mkdir()
     _write(raw_dir, days)
     builder = ele_me.EleMe(raw_dir=raw_dir, data_dir=tmp_path / "data", **options)
-    builder.write()
+    # Some of these files have more bad rows than good ones.
+    builder.write(Preparation(max_bad_rows=1))
     schema = schema_lib.Schema.load(builder.data_dir)
-    report = json.loads((tmp_path / "data" / "ele_me" / "1.2.0" / "report.json").read_text())
+    report = json.loads((tmp_path / "data" / "ele_me" / "1.3.0" / "report.json").read_text())
     read = tfds.builder_from_directory(builder.data_dir)
     requests = {split: list(tfds.as_numpy(read.as_dataset(split))) for split in read.info.splits}
     return schema, report, requests
@@ -169,7 +173,8 @@ def test_users_are_told_apart_and_labels_kept(tmp_path):
 def test_bad_rows_are_counted_with_file_and_line(tmp_path):
     good = _row()
     bad = {
-        "not 39 columns": "1,2,3\n",
+        "too few columns": "1,2,3\n",
+        "too many columns": good[:-1] + ",40\n",
         "not UTF-8": b"\xff\xfe" + good.encode(),
         "label is neither 0 nor 1": _row(label=2),
         "item_id is missing": _row(item=""),
@@ -179,7 +184,7 @@ def test_bad_rows_are_counted_with_file_and_line(tmp_path):
         "hours has what is no number": _row(hours="noon"),
         "weekdays has what is no number": _row(weekdays="inf"),
         "timediff_list has what is no number": _row(history="apple;pear", ages="5;soon"),
-        "not 39 columns, cut": good[:30],
+        "too few columns, cut": good[:30],
     }
     data = b"".join(
         good.encode() + (line if isinstance(line, bytes) else line.encode())
@@ -187,9 +192,13 @@ def test_bad_rows_are_counted_with_file_and_line(tmp_path):
     )
     _, report, requests = _prepare(tmp_path, {8: data})
     source = report["sources"]["D8_0.csv"]
-    found = {reason: count["places"] for reason, count in source["dropped"].items()}
+    # What is in a line may follow where it stands.
+    found = {
+        reason: [place.split()[0] for place in count["places"]]
+        for reason, count in source["dropped"].items()
+    }
     expected = {reason: [f"D8_0.csv:{2 * i}"] for i, reason in enumerate(bad, 1)}
-    expected["not 39 columns"] += expected.pop("not 39 columns, cut")
+    expected["too few columns"] += expected.pop("too few columns, cut")
     assert found == expected
     assert (source["read"], source["kept"]) == (2 * len(bad), len(bad))
     assert len(requests["test"]) == len(bad)
@@ -220,12 +229,20 @@ def test_rows_after_a_bad_one_keep_what_is_theirs(tmp_path):
     }
 
 
-def test_chunks_do_not_change_the_requests(tmp_path, monkeypatch):
-    lines = [_row(user=f"u{i}", history="apple;pear", ages=f"{9 + i};5") for i in range(20)]
+def test_too_many_bad_rows_are_an_error(tmp_path):
+    _write(tmp_path, {7: [_row()] * 3 + [_row(label=2)]})
+    builder = ele_me.EleMe(raw_dir=tmp_path, data_dir=tmp_path / "data")
+    with pytest.raises(ValueError, match=r"D7_0\.csv: 1 of 4 rows are bad.*D7_0\.csv:4 "):
+        builder.write(Preparation(max_bad_rows=0.2))
+
+
+def test_batches_do_not_change_the_requests(tmp_path, monkeypatch):
+    lines = [_row(user=f"u{i}", history="apple;pear", ages=f"{i};{9 - i}") for i in range(20)]
+    lines[4] = _row(user="u4")
     days = {1: lines, 8: [*lines, "short\n"]}
     (tmp_path / "whole").mkdir()
     whole = _prepare(tmp_path / "whole", days)
-    monkeypatch.setattr(ele_me, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(ele_me, "_BATCH_ROWS", 3)
     (tmp_path / "pieces").mkdir()
     pieces = _prepare(tmp_path / "pieces", days)
     assert whole[:2] == pieces[:2]
@@ -233,6 +250,111 @@ def test_chunks_do_not_change_the_requests(tmp_path, monkeypatch):
         for one, other in zip(requests, pieces[2][split], strict=True):
             for name, value in one.items():
                 np.testing.assert_array_equal(value, other[name])
+
+
+def _converted(raw_dir, data_dir, preparation=None, **options):
+    """The schema, and the requests of each split in the order that they are given, with keys."""
+    builder = ele_me.EleMe(raw_dir=raw_dir, data_dir=data_dir, **options)
+    encoded = {}
+
+    def convert(convert=builder.convert):
+        schema, vocabularies, splits = convert()
+        for name, split in splits.items():
+            encode, parts = pickle.loads(pickle.dumps(split))
+            encoded[name] = [item for part in parts for item in encode(part)]
+        return schema, vocabularies, splits
+
+    builder.convert = convert
+    builder.write(preparation)
+    return schema_lib.Schema.load(builder.data_dir), encoded
+
+
+def test_negatives_are_chosen_by_a_hash_of_user_item_and_time(tmp_path):
+    names = [(f"u{i}", f"i{i % 7}", str(1649347200 + i)) for i in range(400)]
+    lines = [_row(int(i % 20 == 0), u, item, times=t) for i, (u, item, t) in enumerate(names)]
+    hashes = [hashlib.md5(",".join(name).encode()).digest() for name in names]
+    chosen = {
+        name[0]
+        for i, (name, digest) in enumerate(zip(names, hashes, strict=True))
+        if i % 20 == 0 or int.from_bytes(digest[8:], "little") < 0.25 * 2**64
+    }
+    assert 20 + 70 < len(chosen) < 20 + 120
+    days = {day: lines for day in range(1, 8)} | {8: [*lines[:50], "short\n", *lines[:49:-1]]}
+    schema, report, requests = _prepare(tmp_path, days, negative_rate=0.25)
+    assert schema.negative_rate == 0.25
+    for split, number in (("train", 6), ("validation", 1), ("test", 1)):
+        assert len(requests[split]) == number * len(chosen)
+        users = {request["group_id"] for request in requests[split]}
+        assert users == {request["group_id"] for request in requests["test"]}
+        assert sum(request["label"].sum() for request in requests[split]) == number * 20
+    dropped = report["sources"]["D1_0.csv"]["dropped"]
+    assert dropped["negative not kept"]["rows"] == 400 - len(chosen)
+    places = report["sources"]["D8_0.csv"]["dropped"]["too few columns"]["places"]
+    assert places == ["D8_0.csv:51"]
+
+
+def test_vocabularies_do_not_count_behaviors_that_are_dropped(tmp_path):
+    lines = [_row(history="apple;later;pear;;now", ages="5;-5;3;2;0", hours_list="1;2;3;4;5")]
+    schema, _, _ = _prepare(tmp_path, {1: lines}, min_count=1)
+    for table, values in (("item_id", ["apple", "pear"]), ("hours", ["12", "1", "3"])):
+        path = pathlib.Path(schema.vocabulary_path(schema.table(table)))
+        assert path.read_text().split() == values
+
+
+def test_lines_may_end_as_on_windows(tmp_path):
+    lines = [_row(1, history="apple;apple", ages="5;4", geohash12="g"), _row(history="", ages="")]
+    (tmp_path / "unix").mkdir()
+    unix = _prepare(tmp_path / "unix", {8: "".join(lines)})
+    (tmp_path / "windows").mkdir()
+    windows = _prepare(tmp_path / "windows", {8: "".join(lines).replace("\n", "\r\n")})
+    assert unix[:2] == windows[:2]
+    for one, other in zip(unix[2]["test"], windows[2]["test"], strict=True):
+        for name, value in one.items():
+            np.testing.assert_array_equal(value, other[name])
+
+
+def test_vocabularies_count_the_negatives_that_are_kept(tmp_path):
+    lines = [_row(item=f"i{i}") for i in range(100)] + [_row(1, item="clicked")] * 2
+    schema, _, _ = _prepare(tmp_path, {1: lines}, negative_rate=0.5, min_count=1)
+    path = pathlib.Path(schema.vocabulary_path(schema.table("item_id")))
+    kept = path.read_text().split()
+    assert "clicked" in kept
+    assert 30 < len(kept) < 70
+
+
+def test_the_newest_days_train(tmp_path):
+    _write(tmp_path, {6: [_row(item="six")] * 2})
+    for day in range(1, 6):
+        (tmp_path / f"D{day}_0.csv").unlink()
+    schema, encoded = _converted(tmp_path, tmp_path / "data", train_days=1)
+    path = pathlib.Path(schema.vocabulary_path(schema.table("item_id")))
+    assert path.read_text() == "six\n"
+    assert [key for key, _ in encoded["train"]] == ["D6_0.csv:1", "D6_0.csv:2"]
+    builder = ele_me.EleMe(raw_dir=tmp_path, data_dir=tmp_path / "other", train_days=2)
+    with pytest.raises(FileNotFoundError, match=r"no file of day 5: .*tianchi.*131047"):
+        builder.write()
+
+
+def test_label_rates_are_reported_by_day(tmp_path):
+    _, report, _ = _prepare(tmp_path, {2: [_row(1), _row(0), _row(0)], 8: [_row(1)]})
+    assert report["splits"]["train"]["days"]["2022-04-02"] == {"candidates": 3, "clicks": 1}
+    assert list(report["splits"]["train"]["days"]) == [f"2022-04-0{day}" for day in range(1, 7)]
+    assert report["splits"]["test"]["days"] == {"2022-04-08": {"candidates": 1, "clicks": 1}}
+
+
+def test_impressions_of_one_request_follow_each_other_where_they_are_joined(tmp_path):
+    shown = [("u2", "9", "a"), ("u1", "7", "b"), ("u2", "8", "c"), ("u1", "7", "d")]
+    _write(tmp_path, {8: [_row(user=user, times=time, item=item) for user, time, item in shown]})
+    preparation = Preparation(group_by="request")
+    _, encoded = _converted(tmp_path, tmp_path / "joined", preparation)
+    users = [request["group_id"] for _, request in encoded["test"]]
+    assert users[0] == users[1] != users[2] == users[3]
+    report = json.loads((tmp_path / "joined/ele_me/1.3.0/report.json").read_text())
+    assert report["splits"]["test"]["candidates"] == 4
+    assert report["splits"]["test"]["requests"] < 4
+    _, encoded = _converted(tmp_path, tmp_path / "single")
+    users = [request["group_id"] for _, request in encoded["test"]]
+    assert users[0] == users[2] != users[1] == users[3], "as in the file"
 
 
 def test_parts_of_a_day_come_in_the_order_of_their_numbers(tmp_path):
@@ -246,13 +368,25 @@ def test_a_missing_day_is_named(tmp_path):
     _write(tmp_path, {})
     (tmp_path / "D7_0.csv").unlink()
     builder = ele_me.EleMe(raw_dir=tmp_path, data_dir=tmp_path / "data")
-    with pytest.raises(FileNotFoundError, match=r"no file of day 7: expected D7_0\.csv"):
+    with pytest.raises(FileNotFoundError, match=r"no file of day 7: expected D7_0\.csv.*/131047"):
         builder.write()
     assert not (tmp_path / "data" / "ele_me" / "1.2.0").exists()
 
 
-@pytest.mark.parametrize("options", [{"history_length": 0}, {"min_count": True}])
-def test_wrong_options(tmp_path, options):
-    with pytest.raises(ValueError, match="must be an integer of at least 1. Received: "):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"history_length": 0}, "`history_length` must be an integer of at least 1. Received: "),
+        ({"min_count": True}, "`min_count` must be an integer of at least 1. Received: "),
+        ({"train_days": 0}, "`train_days` must be an integer of at least 1. Received: "),
+        ({"train_days": 7}, "`train_days` must be at most 6. Received: train_days=7"),
+        ({"negative_rate": 0}, r"`negative_rate` must be a number in \(0, 1\]. Received: .*=0"),
+        ({"negative_rate": 1.5}, r"`negative_rate` must be a number in \(0, 1\]"),
+        ({"negative_rate": True}, r"`negative_rate` must be a number in \(0, 1\]"),
+        ({"negative_rate": "all"}, r"`negative_rate` must be a number in \(0, 1\]"),
+    ],
+)
+def test_wrong_options(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
         ele_me.EleMe(raw_dir=tmp_path, data_dir=tmp_path / "data", **options)
     assert not list(tmp_path.iterdir())

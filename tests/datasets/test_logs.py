@@ -11,9 +11,11 @@ import pandas as pd
 import pytest
 
 from tfrec_diffusion import schema as schema_lib
+from tfrec_diffusion.datasets import requests, tables
 from tfrec_diffusion.datasets.logs_spec import Spec
 from tfrec_diffusion.prepare import _report, prepare
 
+ANY_ROWS = requests.Preparation(max_bad_rows=1)
 SPEC = {
     "splits": {"train_until": "1970-01-01T00:01:40", "validation_until": "1970-01-01T00:03:20"},
     "impressions": {
@@ -80,7 +82,7 @@ ITEMS = "item,shop\n1,x\n2,z\n4,\n6,z\n"
 def prepared(tmp_path):
     """`prepared(spec, files, **options)`: directory of the requests of hand-written tables."""
 
-    def make(spec=SPEC, files=(), **options):
+    def make(spec=SPEC, files=(), preparation=ANY_ROWS, **options):
         files = {
             "impressions.csv": IMPRESSIONS,
             "behaviors.csv": BEHAVIORS,
@@ -98,7 +100,12 @@ def prepared(tmp_path):
         path = raw_dir / "shop.json"
         path.write_text(spec if isinstance(spec, str) else json.dumps(spec))
         return prepare(
-            "logs", raw_dir=raw_dir, data_dir=raw_dir / "data", spec=str(path), **options
+            "logs",
+            raw_dir=raw_dir,
+            data_dir=raw_dir / "data",
+            spec=str(path),
+            preparation=preparation,
+            **options,
         )
 
     return make
@@ -132,8 +139,8 @@ def with_minutes(column, *boundaries, **table):
     )
 
 
-def by_label(requests, *names):
-    return sorted((r["label"], *(r[name] for name in names)) for r in requests)
+def by_label(found, *names):
+    return sorted((r["label"], *(r[name] for name in names)) for r in found)
 
 
 def test_worked_out_by_hand(prepared, read_requests):
@@ -183,8 +190,8 @@ def test_report(prepared):
 
 def test_history_keeps_the_newest(prepared, read_requests):
     directory = prepared(history_length=2)
-    requests = read_requests(directory, "train")
-    assert by_label(requests, "history_item")[2] == ([1.0], [2, 5])
+    train = read_requests(directory, "train")
+    assert by_label(train, "history_item")[2] == ([1.0], [2, 5])
 
 
 def test_gaps_of_behaviors(prepared, read_requests):
@@ -220,6 +227,13 @@ def test_ages_of_behaviors(prepared, read_requests):
     assert test["minutes"] == [4]  # 0.85
     (validation,) = read_requests(prepared(spec, history_length=2), "validation")
     assert (validation["history_item"], validation["minutes"]) == ([5, "?"], [5, 4])
+
+
+def test_gaps_in_intervals_of_equally_many(prepared):
+    # Those of the behaviors before 100 s: unknown (ann's and zoe's first), 0.333, 0.00002 and 0.
+    spec = with_minutes(GAP, buckets=3)
+    schema = schema_lib.Schema.load(prepared(spec))
+    assert schema.table("minutes").boundaries == pytest.approx((1 / 60000, 19.999 / 60))
 
 
 @pytest.mark.parametrize("column", [GAP, AGE])
@@ -352,6 +366,139 @@ def test_parquet_gzip_and_several_files_give_the_same(prepared, digests, tmp_pat
     assert one == other
 
 
+def test_parts_of_users_make_no_difference(prepared, digests, monkeypatch):
+    whole = digests(prepared())
+    monkeypatch.setattr(tables.Database, "part_rows", 2)
+    assert digests(prepared()) == whole
+
+
+# Page p is shown from 30 to 50 s, page q from 90 to 110 s; those of no page are alone.
+PAGES = """\
+at,who,item,shop,clicked,page
+50,ann,7,x,1,p
+30,ann,8,x,0,p
+20,ann,8,x,1,
+40,ann,9,x,0,
+30,bob,9,x,0,p
+110,ann,9,x,1,q
+90,ann,7,x,0,q
+150,ann,9,x,1,r
+250,bob,7,x,1,r
+"""
+
+
+def test_impressions_of_one_request(prepared, read_requests):
+    spec = with_minutes(AGE, 0.2, 1)
+    spec["impressions"]["request"] = "page"
+    files = {"impressions.csv": PAGES}
+    directory = prepared(spec, files)
+    # The behaviors at 30 s (2 and 5) are before ann's impression at 50 s, and after page p began;
+    # that at 100 s (6) is between the impressions of page q. Ages are those at 30 and 90 s.
+    train = by_label(read_requests(directory, "train"), "item", "history_item", "minutes")
+    assert train == [
+        ([0.0], [7], [1, 4, 2, 5], [4, 4, 4, 4]),
+        ([0.0], [8], [1, 4], [3, 2]),
+        ([0.0], [9], [], []),
+        ([0.0], [9], [1, 4, 2, 5], [3, 2, 2, 2]),
+        ([1.0], [7], [1, 4], [3, 2]),
+        ([1.0], [8], [1], [2]),
+        # Shown when training was over, on a page of the training.
+        ([1.0], [9], [1, 4, 2, 5], [4, 4, 4, 4]),
+    ]
+    (validation,) = read_requests(directory, "validation")
+    assert validation["history_item"] == [1, 4, 2, 5, "?"]
+
+    grouped = prepared(spec, files, requests.Preparation("request", max_bad_rows=1))
+    train = by_label(read_requests(grouped, "train"), "item", "history_item")
+    assert train == [
+        ([0.0], [9], []),
+        ([0.0], [9], [1, 4, 2, 5]),
+        ([0.0, 1.0], [7, 9], [1, 4, 2, 5]),
+        ([0.0, 1.0], [8, 7], [1, 4]),
+        ([1.0], [8], [1]),
+    ]
+
+
+def test_two_requests_at_one_time(prepared, read_requests):
+    pages = """\
+at,who,item,shop,clicked,page
+30,ann,7,x,1,2
+30,ann,8,x,0,1
+31,ann,9,x,0,1
+32,ann,7,x,0,2
+150,ann,9,x,1,3
+250,bob,7,x,1,4
+"""
+    spec = changed(
+        impressions__request="page",
+        tables__page={"kind": "vocabulary", "dtype": "int64"},
+        features__page={"group": "context", "column": "page", "table": "page"},
+    )
+    preparation = requests.Preparation("request", max_bad_rows=1)
+    train = read_requests(prepared(spec, {"impressions.csv": pages}, preparation), "train")
+    assert by_label(train, "item", "page") == [([0.0, 0.0], [8, 9], 1), ([1.0, 0.0], [7, 7], 2)]
+
+
+def test_a_spec_without_requests_is_the_same_as_before(prepared):
+    # Data sets that were prepared before there was the key stay valid.
+    options = _report(prepared(changed(impressions__request="")))["options"]
+    assert options["spec"] == _report(prepared())["options"]["spec"]
+
+
+def test_later_days_change_no_vocabulary(prepared):
+    schema = schema_lib.Schema.load(prepared())
+    later = {
+        "impressions.csv": IMPRESSIONS + "100,ann,70,x,1,\n250,dan,71,v,1,\n",
+        "behaviors.csv": BEHAVIORS + "ann,72,buy,100000\n",
+        "items.csv": ITEMS + "72,w\n",
+    }
+    assert schema_lib.Schema.load(prepared(files=later)).digest() == schema.digest()
+
+
+def test_too_many_bad_rows(prepared):
+    impressions = "".join(line for line in IMPRESSIONS.splitlines(True) if "cat" not in line)
+    behaviors = "".join(line for line in BEHAVIORS.splitlines(True) if "bob,," not in line)
+    files = {"impressions.csv": impressions, "behaviors.csv": behaviors}
+    strict = requests.Preparation(max_bad_rows=0)
+    # Events that are not kept and a user's second row are no bad rows.
+    prepared(files=files, preparation=strict)
+    files["impressions.csv"] += "50,,7,x,1,\n"
+    message = r"shop\.json: impressions: 1 of 6 rows are bad, .*: no user \(impressions\.csv:7 "
+    with pytest.raises(ValueError, match=message):
+        prepared(files=files, preparation=strict)
+
+
+def test_label_rate_of_each_day(prepared):
+    files = {
+        "impressions.csv": "at,who,item,shop,clicked\n"
+        + "".join(f"{time},ann,7,x,{click}\n" for time, click in DAYS_AND_CLICKS)
+    }
+    spec = changed(
+        splits={"train_until": "1970-01-02", "validation_until": "1970-01-03"},
+        time_zone_hours=5.5,
+    )
+    splits = _report(prepared(spec, files))["splits"]
+    assert [splits[name]["days"] for name in ("train", "validation", "test")] == [
+        {"1970-01-01": {"candidates": 2, "clicks": 1}},
+        {"1970-01-02": {"candidates": 2, "clicks": 1}},
+        {
+            "1970-01-03": {"candidates": 1, "clicks": 1},
+            "1970-01-04": {"candidates": 1, "clicks": 0},
+        },
+    ]
+
+
+# 66,600 s are midnight where clocks are 5.5 hours ahead.
+DAYS_AND_CLICKS = [
+    (0, 1),
+    (66599, 0),
+    (66600, 0),
+    (66600 + 86399, 1),
+    (66600 + 86400, 1),
+    (66600 + 2 * 86400, 0),
+]
+
+
 def test_time_zone(prepared):
     spec = changed(
         splits={"train_until": "1970-01-01T08:01:40", "validation_until": "1970-01-01T00:03:20Z"}
@@ -375,6 +522,8 @@ def test_time_zone(prepared):
         (changed(impressions__label=None), "'impressions.label' must be the name of a column"),
         (changed(behaviors__time_unit="minutes"), "'behaviors.time_unit' must be one of"),
         (changed(impressions__join=[{"files": "x"}]), r"'impressions.join\[0\].on' is missing"),
+        (changed(behaviors__request="page"), "'behaviors.request' must stand in 'impressions'"),
+        (changed(impressions__request="page"), "must have a column 'page'. It has: at, who, item"),
         (changed(impressions__user=5), "'impressions.user' must be a text. It is: 5"),
         (changed(tables__shop__min_count="2"), "'tables.shop.min_count' must be an integer"),
         (changed(tables__shop__min_count=True), "'tables.shop.min_count' must be an integer"),
@@ -466,7 +615,12 @@ def test_changed_spec_under_the_same_name(prepared, tmp_path):
     directory = prepared()
     raw_dir = directory.parents[3]
     spec = raw_dir / "shop.json"
-    arguments = {"raw_dir": raw_dir, "data_dir": raw_dir / "data", "spec": str(spec)}
+    arguments = {
+        "raw_dir": raw_dir,
+        "data_dir": raw_dir / "data",
+        "spec": str(spec),
+        "preparation": ANY_ROWS,
+    }
     spec.write_text(json.dumps({**SPEC, "comment": "the same"}))
     assert prepare("logs", **arguments) == directory
     changed_spec = changed(features__shop=None, features__history_shop=None, tables__shop=None)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tfrec_diffusion import schema as schema_lib
-from tfrec_diffusion.datasets import next_item
+from tfrec_diffusion.datasets import next_item, requests
 from tfrec_diffusion.prepare import _report
 
 # Categories are item / 10.
@@ -50,7 +50,7 @@ def prepared(tmp_path):
         lines = ["user,item,category,time", *(",".join(map(str, row)) for row in rows)]
         (raw_dir / "behaviors.csv").write_text("\n".join(lines) + "\n")
         builder = builder(raw_dir=raw_dir, data_dir=f"{raw_dir}_data", **options)
-        builder.write()
+        builder.write(requests.Preparation(max_bad_rows=1))
         return builder.data_path
 
     return make

@@ -1,6 +1,9 @@
+import json
 import multiprocessing
+import pathlib
 import resource
 import signal
+import sys
 import time
 
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from tfrec_diffusion import locking
+from tfrec_diffusion import datasets, locking
 from tfrec_diffusion import schema as schema_lib
 from tfrec_diffusion.datasets import requests, vocabularies
 
@@ -36,40 +39,47 @@ class Toy(requests.RequestBuilder):
         schema = schema_lib.Schema(
             "toy", self.features, [user.table(), item.table()], self.history_length
         )
-        splits = {"train": self.requests(), "test": self.requests()}
-        return schema, {"user": user, "item": item}, splits
-
-    def requests(self):
         self.report.read("table", self.count + 1)
-        self.report.drop("table", "odd", 1, ["line 7"])
-        for i in range(self.count):
-            yield i, self.request(i)
+        self.report.drop("table", "odd", 1, ["line 7"], bad=False)
+        half = self.count // 2
+        split = requests.Split(self.encode, [range(half), range(half, self.count)])
+        return schema, {"user": user, "item": item}, {"train": split, "test": split}
 
-    def request(self, i):
-        return {
-            "user": 3,
-            "group_id": 2**40,
-            "item": np.array([2, 3], np.int32),
-            "history_item": np.arange(i % 5, dtype=np.int32),
-            "label": np.array([0, 1], np.float32),
-        }
+    @staticmethod
+    def encode(part):
+        for i in part:
+            yield i, _request(i)
+
+
+def _request(i, **changes):
+    return {
+        "user": 3,
+        "group_id": 2**40,
+        "item": np.array([2, 3], np.int32),
+        "history_item": np.arange(i % 5, dtype=np.int32),
+        "label": np.array([0, 1], np.float32),
+        **changes,
+    }
 
 
 class Broken(Toy):
-    """Fails after the first split."""
+    """Fails after the first part."""
 
-    def requests(self):
-        yield from super().requests()
-        raise KeyboardInterrupt
+    @staticmethod
+    def encode(part):
+        if part.start:
+            raise KeyboardInterrupt
+        yield from Toy.encode(part)
 
 
 class Endless(Toy):
     """Never ends."""
 
-    def requests(self):
+    @staticmethod
+    def encode(part):
         for i in range(10**9):
             time.sleep(0.01 if i else 0)
-            yield i, self.request(i)
+            yield i, _request(i)
 
 
 @pytest.fixture
@@ -131,7 +141,7 @@ def test_same_bytes_in_another_process(toy, tmp_path, digests):
 
 
 def test_report():
-    report = requests.Report()
+    report = requests.Report(max_bad_rows=0.8)
     report.read("a.csv", 10)
     report.drop("a.csv", "odd", 4, [f"a.csv:{i}" for i in range(1, 5)])
     report.drop("a.csv", "odd", 3, ["a.csv:5", "a.csv:6", "a.csv:7"])
@@ -144,6 +154,99 @@ def test_report():
         },
         "best_reachable": {"auc": 0.8},
     }
+
+
+def test_bad_rows_are_counted_against_their_limit():
+    report = requests.Report(max_bad_rows=0.01)
+    report.read("a.csv", 200)
+    report.drop("a.csv", "not wanted", 150, bad=False)
+    report.drop("a.csv", "odd", 2, ["a.csv:3"])
+    with pytest.raises(
+        ValueError,
+        match=r"^a\.csv: 3 of 200 rows are bad, more than `max_bad_rows`=0\.01 of them\. "
+        r"The last found: even \(a\.csv:7\)$",
+    ):
+        report.drop("a.csv", "even", 1, ["a.csv:7"])
+
+
+class Pages(Toy):
+    """One page of three items, shown once more; one of another length; one of another user."""
+
+    pages = (
+        ("a", _request(2, item=[2], label=[0])),
+        ("b", _request(2, item=[3], label=[1])),
+        ("c", _request(2, item=[2, 1], label=[0, 1])),
+        ("d", _request(3, item=[3], label=[0])),
+        ("e", _request(2, item=[3], label=[0])),
+        ("f", _request(2, item=[3], label=[0], user=4)),
+        ("g", _request(2, item=[2], label=[1], user=4, group_id=1)),
+    )
+
+    def convert(self):
+        schema, vocabs, _ = super().convert()
+        split = requests.Split(iter, [self.pages[:5], self.pages[5:]])
+        return schema, vocabs, {"test": split}
+
+
+def test_requests_that_differ_in_candidates_only_are_joined(tmp_path):
+    builder = Pages(raw_dir=tmp_path, data_dir=tmp_path)
+    builder.write(requests.Preparation(group_by="request"))
+    read = tfds.builder_from_directory(builder.data_dir).as_dataset(split="test")
+    joined = [
+        (r["group_id"] == 1, int(r["user"]), r["item"].tolist(), r["label"].tolist(),
+         len(r["history_item"]))
+        for r in read.as_numpy_iterator()
+    ]  # fmt: skip
+    assert sorted(joined) == [
+        (False, 3, [2, 3, 2, 1], [0, 1, 0, 1], 2),
+        (False, 3, [3], [0], 2),
+        (False, 3, [3], [0], 3),
+        (False, 4, [3], [0], 2),
+        (True, 4, [2], [1], 2),
+    ]
+    report = _read_report(builder)
+    assert report["options"]["group_by"] == "request"
+    assert report["splits"]["test"]["requests"] == 5
+    assert report["splits"]["test"]["candidates"] == 8
+
+
+class Diary(Toy):
+    """A click on the second of May, and no click on the first."""
+
+    def convert(self):
+        schema, vocabs, _ = super().convert()
+        days = {may: 19112 + may for may in (2, 1)}
+        pages = [
+            (may, _request(2, label=[may == 2, 0], **{requests.DAY: day}))
+            for may, day in days.items()
+        ]
+        return schema, vocabs, {"test": requests.Split(iter, [pages])}
+
+
+@pytest.mark.parametrize("group_by", requests.GROUPINGS)
+def test_label_rates_of_days(tmp_path, group_by):
+    builder = Diary(raw_dir=tmp_path, data_dir=tmp_path)
+    builder.write(requests.Preparation(group_by=group_by))
+    days = _read_report(builder)["splits"]["test"]["days"]
+    assert list(days.items()) == [
+        ("2022-05-01", {"candidates": 2, "clicks": 0}),
+        ("2022-05-02", {"candidates": 2, "clicks": 1}),
+    ]
+
+
+def _read_report(builder):
+    return json.loads((pathlib.Path(builder.data_dir) / requests.REPORT).read_text())
+
+
+def test_without_beam_its_options_are_an_error_at_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    monkeypatch.delitem(sys.modules, "tfrec_diffusion.datasets.beam_writer", raising=False)
+    monkeypatch.delattr(datasets, "beam_writer", raising=False)
+    monkeypatch.setattr(Toy, "convert", None)
+    with pytest.raises(
+        ValueError, match=r"need Apache Beam \(pip install 'tfrec_diffusion\[beam\]"
+    ):
+        Toy(raw_dir=tmp_path, data_dir=tmp_path).write(requests.Preparation(beam_options=[]))
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path):
@@ -193,8 +296,9 @@ def test_wrong_requests_are_not_written(tmp_path):
         class Wrong(Toy):
             """Differs in one feature."""
 
-            def request(self, i, wrong=wrong):
-                return {**super().request(i), **wrong}
+            @staticmethod
+            def encode(part, wrong=wrong):
+                yield 0, _request(0, **wrong)
 
         with pytest.raises(ValueError, match=message):
             Wrong(raw_dir=tmp_path, data_dir=tmp_path / "data").write()
@@ -242,7 +346,8 @@ def test_the_next_run_puts_back_what_a_killed_overwrite_moved(toy, tmp_path, dig
 class _Interrupted(Endless):
     name = "endless"
 
-    def requests(self):
+    @staticmethod
+    def encode(part):
         raise KeyboardInterrupt
         yield
 

@@ -205,7 +205,7 @@ def test_prepare(tmp_path):
     builder = synthetic.Synthetic(data_dir=tmp_path, min_count=1, **_SMALL)
     builder.write()
     report = json.loads((pathlib.Path(builder.data_dir) / "report.json").read_text())
-    assert report["options"] == {**_SMALL, "min_count": 1}
+    assert report["options"] == {**_SMALL, "min_count": 1, "group_by": "impression"}
     assert set(report["best_reachable"]) == {"train", "validation", "test"}
     for best in report["best_reachable"].values():
         assert 0.6 < best["auc"] < 0.95

@@ -16,7 +16,7 @@ TYPES = {"user": "BIGINT", "name": "VARCHAR"}
 
 @pytest.fixture
 def report():
-    return Report()
+    return Report(max_bad_rows=1)
 
 
 @pytest.fixture
@@ -127,7 +127,56 @@ def test_dropped_rows_are_shown(database, report, tmp_path):
     database.drop("t", "name = 'b'", "is b")
     assert rows(database) == [(1, "a")]
     dropped = report.get_config()["sources"]["t"]["dropped"]["is b"]
-    assert dropped == {"rows": 2, "places": ["{'user': 2, 'name': b}", "{'user': 3, 'name': b}"]}
+    places = ["t.csv:3 {'user': 2, 'name': b}", "t.csv:4 {'user': 3, 'name': b}"]
+    assert dropped == {"rows": 2, "places": places}
+
+
+def test_dropped_rows_have_the_line_of_their_file(database, report, tmp_path):
+    # Lines with a letter cannot be read; those with a number of at least 5 are dropped.
+    (tmp_path / "a.csv").write_text("user,name\nx,\n1,\n5,\nx,\nx,\n6,\n2,\n")
+    (tmp_path / "b.csv").write_text("user,name\n7,\nx,\n")
+    (tmp_path / "c.csv").write_text("user,name\n3,\nx,\nx,\n8,\n")
+    database.load("t", tables.find_files(tmp_path, "?.csv"), TYPES)
+    database.drop("t", '"user" = 6', "is six")
+    database.drop("t", '"user" > 4', "is large")
+    dropped = report.get_config()["sources"]["t"]["dropped"]
+    places = {reason: [p.split()[0] for p in drop["places"]] for reason, drop in dropped.items()}
+    assert places == {
+        "user is not a number": ["a.csv:2", "a.csv:5", "a.csv:6", "b.csv:3", "c.csv:3"],
+        "is six": ["a.csv:7"],
+        "is large": ["a.csv:4", "b.csv:2", "c.csv:5"],
+    }
+    assert rows(database) == [(1, None), (2, None), (3, None)]
+
+
+def test_no_line_is_told_once_many_rows_may_be_gone(database, report, tmp_path):
+    (tmp_path / "t.csv").write_text("user,name\n1,a\n2,b\n3,c\n")
+    database.load("t", [tmp_path / "t.csv"], TYPES)
+    database.drop("t", "name = 'a'", "not wanted", bad=False)
+    database.drop("t", "name = 'b'", "odd")
+    dropped = report.get_config()["sources"]["t"]["dropped"]
+    assert [drop["places"] for drop in dropped.values()] == [
+        ["t.csv:2 {'user': 1, 'name': a}"],
+        ["{'user': 2, 'name': b}"],
+    ]
+
+
+def test_too_many_bad_rows(tmp_path):
+    (tmp_path / "t.csv").write_text("user,name\n" + "1,a\n" * 98 + "x,b\n-1,c\n")
+    for share in (0.02, 0.01):
+        report = Report(max_bad_rows=share)
+        with tables.Database(tmp_path, report) as database:
+            database.load("t", [tmp_path / "t.csv"], TYPES)
+            database.drop("t", "name = 'a' AND rowid < 50", "not wanted", bad=False)
+            if share == 0.02:
+                database.drop("t", '"user" < 0', "no user")
+                continue
+            with pytest.raises(
+                ValueError,
+                match=r"t: 2 of 100 rows are bad, more than `max_bad_rows`=0\.01 of them\. "
+                r"The last found: no user \(",
+            ):
+                database.drop("t", '"user" < 0', "no user")
 
 
 def test_chunks_keep_the_order_of_a_sorted_table(database):
@@ -142,14 +191,27 @@ def test_chunks_keep_the_order_of_a_sorted_table(database):
     assert chunks[0]["s"][:2].tolist() == ["n0", "n1"]
 
 
-def test_whole_groups_are_never_cut():
-    keys = np.array([1, 1, 2, 2, 2, 2, 2, 3, 4, 4])
-    chunks = [{"k": keys[i : i + 2], "v": np.arange(10)[i : i + 2]} for i in range(0, 10, 2)]
-    groups = list(tables.whole_groups(chunks, "k"))
-    np.testing.assert_array_equal(np.concatenate([g["v"] for g in groups]), np.arange(10))
-    held = [set(g["k"].tolist()) for g in groups]
-    assert sum(map(len, held)) == 4
-    assert list(tables.whole_groups([], "k")) == []
+@pytest.mark.parametrize("as_text", [False, True])
+def test_parts_hold_whole_groups_in_order(database, tmp_path, as_text):
+    kind = "VARCHAR" if as_text else "BIGINT"
+    database.execute(
+        "CREATE TABLE t AS SELECT k, v FROM "
+        "(VALUES (1, 5), (1, 4), (2, 9), (2, 8), (2, 7), (3, 1), (4, 3), (4, 2)) t(k, v)"
+    )
+    database.execute("CREATE TABLE u AS SELECT 2 AS k, 'x' AS w")
+    database.part_rows = 3
+    queries = {"t": f"SELECT k::{kind} AS k, v FROM t", "u": f"SELECT k::{kind} AS k, w FROM u"}
+    parts = database.cut(tmp_path / "parts", "k", queries)
+    read = [{name: tables.read(path) for name, path in part.items()} for part in parts]
+    groups = [part["t"]["k"].astype(int).tolist() for part in read]
+    assert groups == [[1, 1], [2, 2, 2, 3], [4, 4]]
+    assert np.concatenate([part["t"]["v"] for part in read]).tolist() == [5, 4, 9, 8, 7, 1, 3, 2]
+    assert [part["u"]["w"].tolist() for part in read] == [[], ["x"], []]
+    assert read[0]["t"]["k"].dtype == (object if as_text else np.int64)
+
+
+def test_no_rows_no_parts(database, tmp_path):
+    assert database.cut(tmp_path, "k", {"t": "SELECT 1 AS k WHERE false"}) == []
 
 
 @pytest.mark.parametrize(
@@ -178,13 +240,39 @@ def test_parquet_of_another_type(database, tmp_path):
         database.load("t", [tmp_path / "t.parquet"], TYPES)
 
 
-def test_damaged_files(database, tmp_path):
-    whole = gzip.compress(b"user,name\n" + b"1,a\n" * 50000)
+def test_a_gzip_that_is_cut_off_is_read_up_to_there(database, report, tmp_path):
+    lines = [f"{i},{i * 7919 % 10007}\n" for i in range(50000)]
+    whole = gzip.compress("".join(lines).encode())
     (tmp_path / "cut.csv.gz").write_bytes(whole[: len(whole) // 2])
+    with gzip.open(tmp_path / "whole.csv.gz", "wt") as file:
+        file.writelines(lines)
+    paths = [tmp_path / "cut.csv.gz", tmp_path / "whole.csv.gz"]
+    database.load("t", paths, TYPES, header=["user", "name"])
+    config = report.get_config()["sources"]["t"]
+    (place,) = config["dropped"].pop("gzip cut off or damaged from here on")["places"]
+    read = config["kept"] - len(lines)
+    assert len(lines) / 4 < read < len(lines)
+    # The line that is cut itself may be whole enough to look like one.
+    assert place in (f"cut.csv.gz:{read + 1}", f"cut.csv.gz:{read + 2}")
+    assert rows(database)[:read] == [(i, str(i * 7919 % 10007)) for i in range(read)]
+    assert rows(database)[-1] == (49999, lines[-1].strip().split(",")[1])
+    assert not list(tmp_path.rglob("cut.csv"))
+
+
+def test_a_gzip_that_is_cut_off_is_an_error_where_few_rows_may_be_bad(tmp_path):
+    whole = gzip.compress(b"user,name\n" + b"1,a\n")
+    (tmp_path / "cut.csv.gz").write_bytes(whole[:-4])
+    report = Report(max_bad_rows=0.1)
+    with (
+        tables.Database(tmp_path, report) as database,
+        pytest.raises(ValueError, match=r"gzip cut off or damaged from here on \(cut\.csv\.gz:"),
+    ):
+        database.load("t", [tmp_path / "cut.csv.gz"], TYPES)
+
+
+def test_files_of_another_format(database, tmp_path):
     (tmp_path / "not.csv.gz").write_bytes(b"user,name\n")
     (tmp_path / "not.parquet").write_bytes(b"user,name\n")
-    with pytest.raises((OSError, ValueError), match="GZIP"):
-        database.load("a", [tmp_path / "cut.csv.gz"], TYPES, header=["user", "name"])
     with pytest.raises(ValueError, match=r"not\.csv\.gz must be a CSV file"):
         database.load("b", [tmp_path / "not.csv.gz"], TYPES)
     with pytest.raises(ValueError, match=r"not\.parquet must be a Parquet file"):

@@ -6,6 +6,7 @@ _BUILDERS = {
     "alibaba": "alibaba.Alibaba",
     "amazon_books": "amazon_books.AmazonBooks",
     "clustered": "clustered.Clustered",
+    "ele_me": "ele_me.EleMe",
     "logs": "logs.Logs",
     "synthetic": "synthetic.Synthetic",
     "taobao": "taobao.Taobao",

@@ -1,12 +1,12 @@
 """Alibaba display advertising (Tianchi 56): four files joined, one request per impression."""
 
 import datetime
+import functools
 
-import numpy as np
 import tensorflow_datasets as tfds
 
 from tfrec_diffusion import schema
-from tfrec_diffusion.datasets import requests, tables, vocabularies
+from tfrec_diffusion.datasets import impressions, requests, tables, vocabularies
 
 _SOURCE = "https://tianchi.aliyun.com/dataset/56"
 _PROFILE = (
@@ -20,12 +20,11 @@ _TYPES = {"price": "FLOAT", "pid": "VARCHAR"}  # of all others: BIGINT
 _DTYPES = {"pid": "string"}
 _TIERS = {"adgroup_id": 2}  # of popularity, by table
 _PRICE_INTERVALS = 20
-# Rows of both tables that are in memory at a time, or those of the largest user.
-_ROWS = 1 << 20
+_CHINA_HOURS = 8  # from UTC
 
 
 def _midnight(month, day):
-    china = datetime.timezone(datetime.timedelta(hours=8))
+    china = datetime.timezone(datetime.timedelta(hours=_CHINA_HOURS))
     return int(datetime.datetime(2017, month, day, tzinfo=china).timestamp())
 
 
@@ -87,34 +86,45 @@ class Alibaba(requests.RequestBuilder):
             name: self.raw_file(f"{name}.csv", _SOURCE)
             for name in ("raw_sample", "ad_feature", "user_profile", "behavior_log")
         }
-        database = self.resources.enter_context(tables.Database(self.scratch, self.report))
-        self._load_impressions(database, paths)
-        self._load_behaviors(database, paths["behavior_log"])
         train_until = _TEST if self.train_on_validation else _VALIDATION
-        vocabs = {
-            name: self._vocabulary(database, name, train_until)
-            for name in ("user", *_PROFILE, "adgroup_id", *_AD, "pid")
-        }
+        with tables.Database(self.scratch, self.report) as database:
+            self._load_impressions(database, paths)
+            self._load_behaviors(database, paths["behavior_log"])
+            vocabs = {
+                name: self._vocabulary(database, name, train_until)
+                for name in ("user", *_PROFILE, "adgroup_id", *_AD, "pid")
+            }
+            queries = {
+                "impressions": "SELECT * FROM impressions",
+                "behaviors": "SELECT * EXCLUDE (btag) FROM behaviors",
+            }
+            parts = database.cut(self.scratch / "parts", "user", queries)
         vocabs["gap"] = vocabularies.Boundaries("gap", requests.GAP_BOUNDARIES)
         vocabs["age"] = vocabularies.Boundaries("age", requests.AGE_BOUNDARIES)
         tables_ = [vocabulary.table() for vocabulary in vocabs.values()]
         schema_ = schema.Schema(self.name, self.features, tables_, self.history_length)
-        splits = {
+        encoder = functools.partial(
+            impressions.Encoder,
+            features=self.features,
+            vocabularies=vocabs,
+            gaps=("history_gap",),
+            ages=("history_age",),
+            history_length=self.history_length,
+            ticks=1,
+            time_zone_hours=_CHINA_HOURS,
+        )
+        spans = {
             "train": (_FIRST_IMPRESSION, train_until),
             "validation": (_VALIDATION, _TEST),
             "test": (_TEST, _END),
         }
-        ranges = _user_ranges(database)
-        requests_ = {
-            name: self._requests(database, vocabs, ranges, since, until)
-            for name, (since, until) in splits.items()
-        }
-        return schema_, vocabs, requests_
+        splits = {name: requests.Split(encoder(span=span), parts) for name, span in spans.items()}
+        return schema_, vocabs, splits
 
     # Loading
 
     def _load_impressions(self, database, paths):
-        """Fills `impressions` with what is usable, joined, by user and time."""
+        """Fills `impressions`, as `impressions.Encoder` reads it, with what is usable, joined."""
         names = ("user", "time_stamp", "adgroup_id", "pid", "nonclk", "clk")
         database.load("raw_sample", [paths["raw_sample"]], _typed(names))
         _drop_missing(database, "raw_sample", "user", "adgroup_id")
@@ -126,9 +136,9 @@ class Alibaba(requests.RequestBuilder):
         )
         _load_side(database, "ad_feature", paths["ad_feature"], "adgroup_id", _AD)
         _load_side(database, "user_profile", paths["user_profile"], "userid", _PROFILE)
-        columns = {"pid": "s.pid"}
+        columns = {"user": 's."user"', "adgroup_id": "s.adgroup_id", "pid": "s.pid"}
         columns |= {name: f"a.{name}" for name in _AD} | {name: f"p.{name}" for name in _PROFILE}
-        values = ", ".join(f"{_or_missing(name, sql)} AS {name}" for name, sql in columns.items())
+        values = ", ".join(f"{_or_missing(name, sql)} AS f_{name}" for name, sql in columns.items())
         from_ = (
             "raw_sample AS s LEFT JOIN ad_feature AS a USING (adgroup_id) "
             'LEFT JOIN user_profile AS p ON s."user" = p.userid'
@@ -141,14 +151,14 @@ class Alibaba(requests.RequestBuilder):
         self.report.note("raw_sample: user without a row in user_profile", profiles)
         database.execute(
             f'CREATE TABLE impressions AS SELECT s."user", s.time_stamp AS time, s.rowid AS row, '
-            f"s.clk AS label, s.adgroup_id, {values} FROM {from_} "
-            'ORDER BY s."user", time, row'
+            f's.clk::FLOAT AS label, {values} FROM {from_} ORDER BY s."user", time, row',
+            "Sorting impressions",
         )
         for table in paths.keys() - {"behavior_log"}:
             database.execute(f"DROP TABLE {table}")
 
     def _load_behaviors(self, database, path):
-        """Fills `behaviors` with what is usable, once each, by user and time."""
+        """Fills `behaviors`, as `impressions.Encoder` reads it, with what is usable, once each."""
         types = _typed(("user", "time_stamp", "cate", "brand")) | {"btag": "VARCHAR"}
         database.load("behavior_log", [path], types, lenient=("brand",))
         _drop_missing(database, "behavior_log", "user", "cate")
@@ -160,22 +170,24 @@ class Alibaba(requests.RequestBuilder):
         )
         # The log's own order is not kept: sorted by all columns, what is distinct has but one.
         database.execute(
-            'CREATE TABLE behaviors AS SELECT DISTINCT "user", time_stamp AS time, cate, '
-            f"{_or_missing('brand', 'brand')} AS brand, btag FROM behavior_log "
-            'ORDER BY "user", time, cate, brand, btag'
+            'CREATE TABLE behaviors AS SELECT DISTINCT "user", time_stamp AS time, '
+            f"cate AS f_history_cate, {_or_missing('brand', 'brand')} AS f_history_brand, btag "
+            'FROM behavior_log ORDER BY "user", time, f_history_cate, f_history_brand, btag',
+            "Sorting behaviors",
         )
         ((read,),) = database.execute("SELECT count(*) FROM behavior_log")
         ((kept,),) = database.execute("SELECT count(*) FROM behaviors")
-        self.report.drop("behavior_log", "repeated", read - kept)
+        self.report.drop("behavior_log", "repeated", read - kept, bad=False)
         database.execute("DROP TABLE behavior_log")
 
     # Encoding
 
     def _vocabulary(self, database, name, train_until):
         """What turns a table's raw values into rows, from what training may see."""
-        seen = f'SELECT "{name}" AS value FROM impressions WHERE time < {train_until}'
+        seen = f"SELECT f_{name} AS value FROM impressions WHERE time < {train_until}"
         if name in _BEHAVIOR:
-            seen += f" UNION ALL SELECT {_BEHAVIOR[name]} FROM behaviors WHERE time < {train_until}"
+            column = f"f_history_{_BEHAVIOR[name]}"
+            seen += f" UNION ALL SELECT {column} FROM behaviors WHERE time < {train_until}"
         counts = database.columns(
             f"SELECT value, count(*) AS n FROM ({seen}) GROUP BY value ORDER BY value"
         )
@@ -192,45 +204,6 @@ class Alibaba(requests.RequestBuilder):
             min_count=self.min_count,
             tiers=_TIERS.get(name, 1),
         )
-
-    def _requests(self, database, vocabs, ranges, since, until):
-        """The requests of the impressions with `since` <= time < `until`."""
-        for first, last in ranges:
-            users = f'"user" BETWEEN {first} AND {last}'
-            impressions = database.columns(
-                f"SELECT * FROM impressions WHERE {users} AND time >= {since} AND time < {until}"
-            )
-            if not len(impressions["row"]):
-                continue
-            behaviors = database.columns(
-                f'SELECT "user", time, cate, brand FROM behaviors WHERE {users}'
-            )
-            starts, ends = _histories(impressions, behaviors)
-            starts = np.maximum(starts, ends - self.history_length)
-            history = {
-                f"history_{name}": vocabs[key].encode(behaviors[name])
-                for key, name in _BEHAVIOR.items()
-            }
-            history["history_gap"] = vocabs["gap"].encode(_gaps(behaviors))
-            rows = {
-                feature.name: vocabs[feature.table].encode(impressions[feature.name])
-                for feature in self.features
-                if feature.group in ("user", "candidate", "context")
-            }
-            labels = impressions["label"].astype(np.float32)
-            for i, key in enumerate(impressions["row"].tolist()):
-                part = slice(starts[i], ends[i])
-                minutes = (impressions["time"][i] - behaviors["time"][part]) / 60
-                request = {
-                    schema.GROUP_ID: impressions["user"][i],
-                    schema.LABEL: labels[i : i + 1],
-                    "history_age": vocabs["age"].encode(minutes),
-                    **{name: values[part] for name, values in history.items()},
-                }
-                for name, values in rows.items():
-                    is_candidate = name == "adgroup_id" or name in _AD
-                    request[name] = values[i : i + 1] if is_candidate else values[i]
-                yield key, request
 
 
 def _typed(names):
@@ -268,34 +241,3 @@ def _load_side(database, table, path, key, names):
     _drop_missing(database, table, key)
     first = f"SELECT min(rowid) FROM {table} GROUP BY {key}"
     database.drop(table, f"rowid NOT IN ({first})", f"{key} repeated")
-
-
-def _user_ranges(database):
-    """First and last user of parts with about `_ROWS` impressions and behaviors, in order."""
-    counts = database.columns(
-        'SELECT "user", count(*) AS n FROM '
-        '(SELECT "user" FROM impressions UNION ALL SELECT "user" FROM behaviors) '
-        'GROUP BY "user" ORDER BY "user"'
-    )
-    users, parts = counts["user"], np.cumsum(counts["n"]) // _ROWS
-    firsts = np.flatnonzero(np.diff(parts, prepend=-1))
-    lasts = np.flatnonzero(np.diff(parts, append=-1))
-    return list(zip(users[firsts].tolist(), users[lasts].tolist(), strict=True))
-
-
-def _histories(impressions, behaviors):
-    """Where the behaviors before each impression begin and end, both tables by user and time."""
-    users = np.concatenate([behaviors["user"], impressions["user"]])
-    times = np.concatenate([behaviors["time"], impressions["time"]])
-    # One number that orders by user, then by time.
-    _, ranks = np.unique(users, return_inverse=True)
-    moments = ranks * (_END - _FIRST_BEHAVIOR) + (times - _FIRST_BEHAVIOR)
-    past, now = np.split(moments, [len(behaviors["user"])])
-    starts = np.searchsorted(behaviors["user"], impressions["user"])
-    return starts, np.searchsorted(past, now)
-
-
-def _gaps(behaviors):
-    """Minutes from a user's previous behavior to each; NaN for the user's first."""
-    minutes = np.diff(behaviors["time"], prepend=0) / 60
-    return np.where(np.diff(behaviors["user"], prepend=-1) != 0, np.nan, minutes)

@@ -1,18 +1,18 @@
 """Amazon Books (McAuley, 2014): the two files that reviews and categories stand in."""
 
 import ast
+import collections
 import csv
-import gzip
 import json
 import re
-import zlib
 
 import tensorflow_datasets as tfds
 
-from tfrec_diffusion.datasets import next_item
+from tfrec_diffusion.datasets import next_item, tables
 
 _SOURCE = "http://jmcauley.ucsd.edu/data/amazon/"
 _SECONDS = range(2**63)
+_PLACES = 5  # of each reason that are reported
 # How lines of the metadata begin: what so narrow a pattern finds needs no parsing.
 _FIRST_ASIN = re.compile(rb"\{'asin': '(\w+)'")
 
@@ -80,31 +80,47 @@ class AmazonBooks(next_item.NextItem):
 
     def _load(self, database, table, path, parse, columns):
         """Loads a raw file whose format DuckDB cannot read; `parse` makes a row of a line."""
-        rows = self.scratch / f"{table}.csv"
+        rows = self.scratch / f"usable lines of {path.name}.csv"
+        unusable = collections.Counter()
+        places = collections.defaultdict(list)
+        number = 0
         with rows.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
             writer.writerow(columns)
-            for number, line in enumerate(_lines(path), start=1):
-                try:
-                    writer.writerow(parse(line))
-                except _UnusableError as error:
-                    self.report.read(table)
-                    self.report.drop(table, str(error), places=[f"{path.name}:{number}"])
+            try:
+                for line in self._lines(path):
+                    number += 1
+                    try:
+                        writer.writerow(parse(line))
+                    except (_BadLineError, _NotNeededError) as error:
+                        unusable[type(error), str(error)] += 1
+                        if unusable[type(error), str(error)] <= _PLACES:
+                            places[str(error)].append(f"{path.name}:{number}")
+            except EOFError as error:
+                reason = f"damaged from here on ({error})"
+                unusable[_BadLineError, reason] += 1
+                places[reason].append(f"{path.name}:{number + 1}")
         database.load(table, [rows], columns)
         rows.unlink()
+        self.report.read(table, unusable.total())
+        for (kind, reason), count in unusable.items():
+            bad = kind is _BadLineError
+            self.report.drop(table, reason, count, places[reason], bad=bad)
+
+    @staticmethod
+    def _lines(path):
+        return tfds.core.utils.tqdm(
+            tables.lines(path),
+            desc=f"Reading {path.name}", unit=" lines", leave=False, mininterval=1.0,
+        )  # fmt: skip
 
 
-class _UnusableError(Exception):
-    """Why a line gives no row."""
+class _BadLineError(Exception):
+    """What is wrong with a line."""
 
 
-def _lines(path):
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as file:
-            yield from file
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise OSError(f"{path} is damaged: {error}") from error
+class _NotNeededError(Exception):
+    """Why a line is of no use."""
 
 
 def _parse_review(line):
@@ -113,7 +129,7 @@ def _parse_review(line):
     time = review.get("unixReviewTime")
     # A bool is an int to Python.
     if isinstance(time, bool) or not isinstance(time, int) or time not in _SECONDS:
-        raise _UnusableError("no unixReviewTime")
+        raise _BadLineError("no unixReviewTime")
     return _text(review.get("reviewerID"), "reviewerID"), _text(review.get("asin"), "asin"), time
 
 
@@ -122,11 +138,11 @@ def _parse_metadata(line, books):
     # Six in seven lines are of others: parsing those too would take minutes more.
     begins = _FIRST_ASIN.match(line)
     if begins and begins[1] not in books:
-        raise _UnusableError("book without a review")
+        raise _NotNeededError("book without a review")
     book = _parse(line, ast.literal_eval, "a Python literal")
     item = _text(book.get("asin"), "asin")
     if item.encode() not in books:
-        raise _UnusableError("book without a review")
+        raise _NotNeededError("book without a review")
     try:
         category = book["categories"][0][-1]
     except (KeyError, IndexError, TypeError):
@@ -138,16 +154,16 @@ def _parse(line, parse, kind):
     try:
         record = parse(line.decode())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        raise _UnusableError(f"not {kind}") from None
+        raise _BadLineError(f"not {kind}") from None
     if not isinstance(record, dict):
-        raise _UnusableError(f"not {kind} of fields by name")
+        raise _BadLineError(f"not {kind} of fields by name")
     return record
 
 
 def _text(value, name):
     # Escapes can spell what files of ids cannot hold: line breaks, zeros, half characters.
     if not isinstance(value, str) or not value.isprintable() or not value:
-        raise _UnusableError(f"no {name}")
+        raise _BadLineError(f"no {name}")
     return value
 
 

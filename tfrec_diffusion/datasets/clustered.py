@@ -5,6 +5,7 @@ at Kuaishou", CIKM 2024, its section on hierarchical clustering.
 """
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import shutil
@@ -105,7 +106,8 @@ class Clustered(requests.RequestBuilder):
             for table in source.schema.tables
             if table.kind == "vocabulary"
         }
-        return schema, vocabs, {split: self._requests(split, sizes) for split in source.splits}
+        encode = functools.partial(self._requests, sizes)
+        return schema, vocabs, {name: requests.Split(encode, [name]) for name in source.splits}
 
     def _cluster(self, split):
         """Makes the clusters of a split; the length of its longest history with them."""
@@ -119,7 +121,7 @@ class Clustered(requests.RequestBuilder):
         )  # fmt: skip
         return max(len(self._shorten(history)[0]) for history in histories)
 
-    def _requests(self, split, sizes):
+    def _requests(self, sizes, split):
         for number, request in enumerate(_read(self._source, split, self._source.schema.features)):
             behaviors, counts = self._shorten(request)
             shortened = {name: request[name][behaviors] for name in self._of_behaviors}

@@ -1,15 +1,16 @@
 """Ele.me's raw files (Tianchi 131047), one request per impression."""
 
-import collections
-import itertools
+import datetime
 import pathlib
 import re
 
 import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
+from pyarrow import parquet
 
-from tfrec_diffusion.datasets import requests, vocabularies
+from tfrec_diffusion import schema as schema_lib
+from tfrec_diffusion.datasets import requests, tables, vocabularies
 from tfrec_diffusion.schema import Feature, Schema
 
 COLUMNS = (
@@ -22,6 +23,7 @@ COLUMNS = (
     *("times", "hours", "time_type", "weekdays", "geohash12"),
 )
 
+_SOURCE = "https://tianchi.aliyun.com/dataset/131047"
 _GROUPS = {
     "user": (
         *("gender", "visit_city", "avg_price", "is_supervip", "ctr_30", "ord_30", "total_amt_30"),
@@ -35,6 +37,7 @@ _GROUPS = {
         *("item_id_list", "shop_id_list", "category_1_id_list", "shop_aoi_id_list", "hours_list"),
     ),
 }
+_SCALARS = (*_GROUPS["user"], *_GROUPS["candidate"], *_GROUPS["context"])
 _SECONDS = "timediff_list"
 _GAP, _AGE = "history_gap", "history_age"
 _HISTORY_KEY = _GROUPS["history"][0]
@@ -43,17 +46,42 @@ _INTEGERS = frozenset({"gender", "is_supervip", "hours", "weekdays", "hours_list
 _NUMBERS = frozenset(
     {"avg_price", "ctr_30", "ord_30", "total_amt_30", "rank_7", "rank_30", "rank_90"}
 )
-_MISSING = ("", "-1")
-_NO_GENDER = -99
-_POSITION = {name: position for position, name in enumerate(COLUMNS)}
+# Integers as the raw files write them, one or a list, each of which may be missing.
+_INTEGER_TEXT = r"(-?[0-9]{1,15}(\.0*)?)?(;(-?[0-9]{1,15}(\.0*)?)?)*"
 _BUCKETS = 20
+# SQL that rounds a number: enough for quantiles, and few enough distinct values to count.
+_UNIT = "pow(10, floor(log10(abs(nullif(value, 0)))) - 2)"
+_THREE_DIGITS = f"coalesce(round_even(value / {_UNIT}, 0) * {_UNIT}, 0)"
 _TIERS = {"item_id": 2}  # of popularity, by table
-_CHUNK_BYTES = 8 << 20
-DAYS = {"train": range(1, 7), "validation": range(7, 8), "test": range(8, 9)}
+_BATCH_ROWS = 8192  # that are encoded at once
+_VALIDATION_DAY, _TEST_DAY = 7, 8
+_DAY_0 = (datetime.date(2022, 3, 31) - datetime.date(1970, 1, 1)).days
 
 
-def _table(column):
-    return column.removesuffix("_list")
+def split_days(train_days):
+    """The days of each split, of which the `train_days` before day 7 train: dict of ranges."""
+    return {
+        "train": range(_VALIDATION_DAY - train_days, _VALIDATION_DAY),
+        "validation": range(_VALIDATION_DAY, _TEST_DAY),
+        "test": range(_TEST_DAY, _TEST_DAY + 1),
+    }
+
+
+def day_files(raw_dir, day):
+    """The files of a day, in the order of their numbers.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    parts = {}
+    for path in pathlib.Path(raw_dir).glob(f"D{day}_*.csv"):
+        if match := re.fullmatch(rf"D{day}_(\d+)\.csv", path.name):
+            parts[int(match[1])] = path
+    if not parts:
+        raise FileNotFoundError(
+            f"{raw_dir} has no file of day {day}: expected D{day}_0.csv and so on, from {_SOURCE}"
+        )
+    return [parts[part] for part in sorted(parts)]
 
 
 class EleMe(requests.RequestBuilder):
@@ -72,225 +100,295 @@ class EleMe(requests.RequestBuilder):
     dropped. In minutes they are `history_age`, and their differences `history_gap`: the minutes
     since the previous behavior of the list.
 
-    Days 1 to 6 train, day 7 validates, day 8 tests.
+    Days 1 to 6 of April 2022 train, day 7 validates, day 8 tests.
 
     Args:
-        raw_dir: Directory of the raw files; there must be at least one per day.
+        raw_dir: Directory of the raw files; there must be at least one per day that is read.
         data_dir: Root of the prepared data sets.
         history_length: Newest behaviors to keep.
         min_count: How often an id must stand in the training days' candidates and histories to get
             a row of its own.
+        negative_rate: Share of the negatives that are kept, in (0, 1], the same in all splits. A
+            hash of user, item and time chooses them.
+        train_days: How many days before day 7 train, at most 6; files of earlier ones are not read.
     """
 
-    VERSION = tfds.core.Version("1.2.0")
+    VERSION = tfds.core.Version("1.3.0")
     features = (
-        *(Feature(name, group, _table(name)) for group, names in _GROUPS.items() for name in names),
+        *(
+            Feature(name, group, name.removesuffix("_list"))
+            for group, names in _GROUPS.items()
+            for name in names
+        ),
         Feature(_GAP, "behavior", "gap"),
         Feature(_AGE, "behavior", "age"),
     )
 
-    def __init__(self, *, raw_dir, data_dir, history_length=50, min_count=2):
-        requests.check_integers(history_length=history_length, min_count=min_count)
+    def __init__(
+        self,
+        *,
+        raw_dir,
+        data_dir,
+        history_length=50,
+        min_count=2,
+        negative_rate=1.0,
+        train_days=6,
+    ):
+        requests.check_integers(
+            history_length=history_length, min_count=min_count, train_days=train_days
+        )
+        if train_days >= _VALIDATION_DAY:
+            raise ValueError(f"`train_days` must be at most 6. Received: train_days={train_days}")
+        # bool is a number to Python.
+        is_number = isinstance(negative_rate, int | float) and not isinstance(negative_rate, bool)
+        if not is_number or not 0 < negative_rate <= 1:
+            raise ValueError(
+                "`negative_rate` must be a number in (0, 1]. "
+                f"Received: negative_rate={negative_rate!r}"
+            )
         self.history_length = history_length
         self.min_count = min_count
+        self.negative_rate = negative_rate
+        self.train_days = train_days
         super().__init__(raw_dir=raw_dir, data_dir=data_dir)
 
     def convert(self):
-        """As `RequestBuilder.convert`: one pass over the training days, then one over all."""
+        """As `RequestBuilder.convert`; a part is a raw file's."""
         files = {
-            split: [file for day in days for file in day_files(self.raw_dir, day)]
-            for split, days in DAYS.items()
+            split: [(day, path) for day in days for path in day_files(self.raw_dir, day)]
+            for split, days in split_days(self.train_days).items()
         }
-        tables = self._vocabularies(files["train"])
-        tables["gap"] = vocabularies.Boundaries("gap", requests.GAP_BOUNDARIES)
-        tables["age"] = vocabularies.Boundaries("age", requests.AGE_BOUNDARIES)
+        with tables.Database(self.scratch, self.report) as database:
+            parts = {
+                split: [self._part(database, day, path) for day, path in of_split]
+                for split, of_split in files.items()
+            }
+            self._report_behaviors(database, [part for of in parts.values() for part in of])
+            vocabs = {
+                feature.table: self._vocabulary(database, feature.table, parts["train"])
+                for feature in self.features
+                if feature.group != "behavior"
+            }
+        vocabs["gap"] = vocabularies.Boundaries("gap", requests.GAP_BOUNDARIES)
+        vocabs["age"] = vocabularies.Boundaries("age", requests.AGE_BOUNDARIES)
         schema = Schema(
             name=self.name,
             features=self.features,
-            tables=[table.table() for table in tables.values()],
+            tables=[vocabulary.table() for vocabulary in vocabs.values()],
             history_length=self.history_length,
+            negative_rate=self.negative_rate,
         )
-        return schema, tables, {split: self._requests(files[split], tables) for split in files}
+        encode = _Encode(vocabs, self.history_length)
+        return schema, vocabs, {name: requests.Split(encode, parts[name]) for name in parts}
 
-    def _vocabularies(self, files):
-        counts = collections.defaultdict(collections.Counter)
-        # The second pass reads these rows again, and reports what it drops.
-        unreported = requests.Report()
-        for file in tfds.core.utils.tqdm(files, desc="Counting values", unit=" files", leave=False):
-            for chunk in _read(file, unreported):
-                for name, values in (*chunk.columns.items(), *chunk.lists.items()):
-                    if name in _NUMBERS:
-                        values = _round(values[~np.isnan(values)])
-                    counts[_table(name)].update(values.tolist())
-        return {name: self._vocabulary(name, table) for name, table in counts.items()}
+    def _part(self, database, day, path):
+        """Writes a raw file's usable rows to Parquet, where NULL is missing and lists are lists."""
+        name, table = path.name, tables.quoted(path.name)
+        columns = ("label", "user_id", "times", *_SCALARS, *_LISTS)
+        database.load(name, [path], dict.fromkeys(columns, "VARCHAR"), header=COLUMNS)
+        kept = self._kept()
+        faults = _faults()
+        # One pass finds those that there are, which are few.
+        cases = [f"WHEN {sql} THEN {tables.literal(fault)}" for fault, sql in faults.items()]
+        found = database.execute(
+            f"SELECT DISTINCT CASE {' '.join(cases)} END FROM {table} WHERE {kept}",
+            f"Checking {name}",
+        )
+        for fault, sql in faults.items():
+            if (fault,) in found:
+                database.drop(name, f"{kept} AND {sql}", fault)
+        ((rows,),) = database.execute(f"SELECT count(*) FROM {table}")
+        typed = ", ".join(f"{_typed(column)} AS {column}" for column in columns)
+        # Impressions of one request are joined where they follow each other.
+        grouped = self._preparation.group_by == "request"
+        order = "ORDER BY user_id, times, rowid" if grouped else ""
+        part = self.scratch / f"{name}.parquet"
+        ((written,),) = database.execute(
+            f"COPY (SELECT {typed} FROM {table} WHERE {kept} {order}) "
+            f"TO {tables.literal(part)} "
+            f"(FORMAT parquet, COMPRESSION lz4, ROW_GROUP_SIZE {_BATCH_ROWS})",
+            f"Splitting lists of {name}",
+        )
+        self.report.drop(name, "negative not kept", rows - written, bad=False)
+        database.execute(f"DROP TABLE {table}")
+        return {"file": name, "path": part, "day": _DAY_0 + day}
 
-    def _vocabulary(self, name, counts):
-        values, counts = list(counts), list(counts.values())
+    def _kept(self):
+        """SQL: whether a row is a positive or one of the negatives that are kept."""
+        if self.negative_rate == 1:
+            return "true"
+        # Of all hashes of DuckDB this one stays the same from version to version.
+        number = "md5_number_lower(concat_ws(',', user_id, item_id, times))"
+        return f"(coalesce(label, '') <> '0' OR {number} < {int(self.negative_rate * 2**64)})"
+
+    def _report_behaviors(self, database, parts):
+        past = f"coalesce({_SECONDS} > 0, false)"
+        ((rows, late, unknown),) = database.execute(
+            f"SELECT count(*), count(*) FILTER (NOT {past}), "
+            f"count(*) FILTER ({past} AND {_HISTORY_KEY} IS NULL) "
+            f"FROM ({_behaviors(parts)})",
+            "Counting behaviors",
+        )
+        self.report.read("behaviors", rows)
+        self.report.drop("behaviors", "not before the impression", late, bad=False)
+        self.report.drop("behaviors", f"{_HISTORY_KEY} is missing", unknown, bad=False)
+
+    def _vocabulary(self, database, name, parts):
+        column = f"{name}_list"
+        sources = []
+        if name in _SCALARS:
+            sources.append(f"SELECT {name} AS value FROM {_rows(parts)}")
+        if column in _LISTS:
+            sources.append(
+                f"SELECT {column} AS value FROM ({_behaviors(parts, column)}) "
+                f"WHERE {_SECONDS} > 0 AND {_HISTORY_KEY} IS NOT NULL"
+            )
+        value = _THREE_DIGITS if name in _NUMBERS else "value"
+        counts = database.columns(
+            f"SELECT {value} AS value, count(*) AS n FROM ({' UNION ALL '.join(sources)}) "
+            "WHERE value IS NOT NULL GROUP BY 1 ORDER BY 1"
+        )
         if name in _NUMBERS:
-            return vocabularies.Boundaries.from_counts(name, values, counts, buckets=_BUCKETS)
-        dtype = "int64" if name in _INTEGERS else "string"
+            return vocabularies.Boundaries.from_counts(
+                name, counts["value"], counts["n"], buckets=_BUCKETS
+            )
         return vocabularies.Vocabulary.from_counts(
-            name, dtype, values, counts, min_count=self.min_count, tiers=_TIERS.get(name, 1)
+            name,
+            "int64" if name in _INTEGERS else "string",
+            counts["value"],
+            counts["n"],
+            min_count=self.min_count,
+            tiers=_TIERS.get(name, 1),
         )
 
-    def _requests(self, files, tables):
-        for file in files:
-            for chunk in _read(file, self.report):
-                scalars = {
-                    name: tables[name].encode(values) for name, values in chunk.columns.items()
-                }
-                lists = {
-                    name: tables[_table(name)].encode(values)
-                    for name, values in chunk.lists.items()
-                }
-                lists[_GAP] = tables["gap"].encode(chunk.gaps)
-                lists[_AGE] = tables["age"].encode(chunk.ages)
-                starts = np.maximum(chunk.ends - self.history_length, np.r_[0, chunk.ends[:-1]])
-                for row, line in enumerate(chunk.lines):
-                    request = {name: values[row] for name, values in scalars.items()}
-                    for name in _GROUPS["candidate"]:
-                        request[name] = scalars[name][row : row + 1]
-                    for name, values in lists.items():
-                        request[name] = values[starts[row] : chunk.ends[row]]
-                    request["group_id"] = chunk.users[row]
-                    request["label"] = chunk.labels[row : row + 1]
-                    yield f"{file.name}:{line}", request
 
+class _Encode:
+    """`Split.encode` of the parts of `EleMe`.
 
-def day_files(raw_dir, day):
-    """The files of a day, in the order of their numbers.
-
-    Raises:
-        FileNotFoundError: If there is none.
+    Args:
+        vocabs: Vocabularies by table.
+        history_length: Newest behaviors to keep.
     """
-    parts = {}
-    for path in pathlib.Path(raw_dir).glob(f"D{day}_*.csv"):
-        if match := re.fullmatch(rf"D{day}_(\d+)\.csv", path.name):
-            parts[int(match[1])] = path
-    if not parts:
-        raise FileNotFoundError(
-            f"{raw_dir} has no file of day {day}: expected D{day}_0.csv and so on, for each of "
-            "the days 1 to 8"
-        )
-    return [parts[part] for part in sorted(parts)]
+
+    def __init__(self, vocabs, history_length):
+        self._vocabs = vocabs
+        self._history_length = history_length
+
+    def __call__(self, part):
+        row = 0
+        with parquet.ParquetFile(part["path"]) as file:
+            for batch in file.iter_batches(_BATCH_ROWS):
+                for request in self._requests(batch, part["day"]):
+                    row += 1
+                    yield f"{part['file']}:{row}", request
+
+    def _requests(self, batch, day):
+        labels = batch["label"].to_numpy()
+        users = _per_distinct(batch["user_id"], pd.util.hash_array) >> 1
+        columns = {name: self._encoded(name, batch[name]) for name in _SCALARS}
+        # As Python's own integers, which are the quickest to write.
+        numbers = {name: columns[name].tolist() for name in (*_GROUPS["user"], *_GROUPS["context"])}
+        candidates = {name: columns[name] for name in _GROUPS["candidate"]}
+        starts, ends, lists = self._histories(batch)
+        for row, user in enumerate(users.tolist()):
+            request = {name: values[row] for name, values in numbers.items()}
+            for name, values in candidates.items():
+                request[name] = values[row : row + 1]
+            for name, values in lists.items():
+                request[name] = values[starts[row] : ends[row]]
+            request[schema_lib.GROUP_ID] = user
+            request[schema_lib.LABEL] = labels[row : row + 1]
+            request[requests.DAY] = day
+            yield request
+
+    def _histories(self, batch):
+        """Where the rows' histories begin and end in the lists, and the lists: row after row."""
+        lengths = np.diff(batch[_HISTORY_KEY].offsets.to_numpy())
+        seconds = batch[_SECONDS].flatten().fill_null(0).to_numpy()
+        known = batch[_HISTORY_KEY].flatten().is_valid().to_numpy(zero_copy_only=False)
+        order = np.flatnonzero((seconds > 0) & known)
+        row_of = np.repeat(np.arange(len(lengths)), lengths)[order]
+        # By row and age as one number: quicker than two keys, and rows are mostly sorted already.
+        span = seconds.max(initial=0) + 1
+        oldest_first = np.argsort(row_of * span - seconds[order], kind="stable")
+        order = order[oldest_first]
+        row_of, seconds = row_of[oldest_first], seconds[order]
+        first = np.diff(row_of, prepend=-1) > 0
+        minutes = -np.diff(seconds, prepend=0) / 60
+        lists = {
+            name: self._encoded(name, batch[name].flatten())[order] for name in _GROUPS["history"]
+        }
+        lists[_GAP] = self._vocabs["gap"].encode(np.where(first, np.nan, minutes))
+        lists[_AGE] = self._vocabs["age"].encode(seconds / 60)
+        ends = np.cumsum(np.bincount(row_of, minlength=len(lengths)))
+        starts = np.maximum(ends - self._history_length, np.r_[0, ends[:-1]])
+        return starts.tolist(), ends.tolist(), lists
+
+    def _encoded(self, column, values):
+        vocabulary = self._vocabs[column.removesuffix("_list")]
+        if column in _NUMBERS:
+            return vocabulary.encode(values.to_numpy(zero_copy_only=False))
+        if column in _INTEGERS:
+            return vocabulary.encode(values.fill_null(-1).to_numpy())
+        return _per_distinct(values, vocabulary.encode)
 
 
-_Chunk = collections.namedtuple(
-    "_Chunk",
-    (
-        "lines",  # (rows,), where a row stands in its file, from 1
-        "labels",  # (rows,), float32
-        "users",  # (rows,), int64, one number per user
-        "columns",  # raw values by column, (rows,)
-        "lists",  # raw values by list column, (behaviors,), row after row, each newest last
-        "gaps",  # (behaviors,), minutes since the previous behavior; NaN for a row's first
-        "ages",  # (behaviors,), minutes before the impression
-        "ends",  # (rows,), where a row's behaviors end in the lists
-    ),
-)
+def _per_distinct(texts, function):
+    """What a function makes of the distinct texts of a pyarrow array, for each of its texts."""
+    coded = texts.dictionary_encode("encode")
+    distinct = coded.dictionary.fill_null("").to_numpy(zero_copy_only=False)
+    return function(distinct)[coded.indices.to_numpy()]
 
 
-def _read(path, report):
-    """Yields the usable rows of a file in `_Chunk`s; counts the others."""
-    with path.open("rb") as file:
-        last = 0
-        while batch := file.readlines(_CHUNK_BYTES):
-            report.read(path.name, len(batch))
-            lines, rows = [], []
-            for line, text in enumerate(batch, last + 1):
-                fields, fault = _split(text)
-                if fault:
-                    report.drop(path.name, fault, places=[f"{path.name}:{line}"])
-                else:
-                    lines.append(line)
-                    rows.append(fields)
-            last += len(batch)
-            if rows:
-                yield _parse(path.name, np.array(lines), rows, report)
+def _faults():
+    """SQL conditions of what makes a raw row unusable, by their names in the report."""
+    missing = "coalesce({}, '-1') = '-1'".format
+    lengths = ", ".join(f"len({_split(name)})" for name in _LISTS)
+    faults = {
+        "label is neither 0 nor 1": "coalesce(label, '') NOT IN ('0', '1')",
+        "user_id is missing": missing("user_id"),
+        "item_id is missing": missing("item_id"),
+        "lists of unequal length": f"len(list_distinct([{lengths}])) > 1",
+    }
+    for name in (*_SCALARS, *_LISTS):
+        if name in _NUMBERS:
+            number = f"coalesce(isfinite(TRY_CAST({name} AS DOUBLE)), false)"
+            faults[f"{name} has what is no number"] = f"NOT ({missing(name)} OR {number})"
+        elif name in _INTEGERS:
+            number = f"regexp_full_match(coalesce({name}, ''), {tables.literal(_INTEGER_TEXT)})"
+            faults[f"{name} has what is no number"] = f"NOT {number}"
+    return faults
 
 
-def _split(line):
-    """The fields of a line, and what is wrong with them, if anything."""
-    try:
-        fields = line.decode("utf-8").rstrip("\r\n").split(",")
-    except UnicodeDecodeError:
-        return None, "not UTF-8"
-    if len(fields) != len(COLUMNS):
-        return None, f"not {len(COLUMNS)} columns"
-    if fields[0] not in ("0", "1"):
-        return None, "label is neither 0 nor 1"
-    for name in ("user_id", "item_id"):
-        if fields[_POSITION[name]] in _MISSING:
-            return None, f"{name} is missing"
-    if len({fields[_POSITION[name]].count(";") for name in _LISTS}) > 1:
-        return None, "lists of unequal length"
-    return fields, None
-
-
-def _parse(file, lines, rows, report):
-    """Split lines to a `_Chunk`, without the rows in which a number is none."""
-    raw = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True))
-    # An empty list and a list of one missing value look the same, and neither has a behavior.
-    lengths = [text.count(";") + 1 if text else 0 for text in raw[_HISTORY_KEY]]
-    row_of = np.repeat(np.arange(len(rows)), lengths)
-    columns, lists, bad_rows = {}, {}, {}
-    for name in (*_GROUPS["user"], *_GROUPS["candidate"], *_GROUPS["context"]):
-        columns[name], bad = _values(name, raw[name])
-        bad_rows[name] = np.flatnonzero(bad)
-    for name in _LISTS:
-        filled = zip(raw[name], lengths, strict=True)
-        tokens = itertools.chain.from_iterable(text.split(";") for text, n in filled if n)
-        lists[name], bad = _values(name, list(tokens))
-        bad_rows[name] = np.unique(row_of[bad])
-
-    good = np.ones(len(rows), bool)
-    for name, found in bad_rows.items():
-        found = found[good[found]]
-        good[found] = False
-        places = [f"{file}:{line}" for line in lines[found]]
-        report.drop(file, f"{name} has what is no number", len(found), places)
-
-    seconds = lists.pop(_SECONDS)
-    known, past = lists[_HISTORY_KEY] != "", seconds > 0
-    read = good[row_of]
-    report.read("behaviors", read.sum())
-    report.drop("behaviors", "not before the impression", (read & ~past).sum())
-    report.drop("behaviors", f"{_HISTORY_KEY} is missing", (read & past & ~known).sum())
-    order = np.lexsort((-seconds, row_of))
-    order = order[(read & past & known)[order]]
-    seconds = seconds[order]
-    users = pd.util.hash_array(np.array(raw["user_id"], object), categorize=False)
-    return _Chunk(
-        lines=lines[good],
-        labels=np.array(raw["label"], np.float32)[good],
-        users=(users[good] >> 1).astype(np.int64),
-        columns={name: values[good] for name, values in columns.items()},
-        lists={name: values[order] for name, values in lists.items()},
-        gaps=np.where(
-            np.diff(row_of[order], prepend=-1), np.nan, -np.diff(seconds, prepend=0) / 60
-        ),
-        ages=seconds / 60,
-        ends=np.cumsum(np.bincount(row_of[order], minlength=len(rows))[good]),
-    )
-
-
-def _values(column, texts):
-    """A column's texts as its table's raw values, and which of them it cannot have: two arrays."""
-    texts = np.array(texts, object)
-    missing = np.isin(texts, _MISSING)
-    if column not in _INTEGERS | _NUMBERS:
-        return np.where(missing, "", texts), np.zeros(len(texts), bool)
-    numbers = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(np.float64)
-    if column in _NUMBERS:
-        return np.where(missing, np.nan, numbers), ~missing & ~np.isfinite(numbers)
+def _typed(column):
+    """SQL of a raw column as its type, NULL where it is missing."""
+    if column in _LISTS:
+        # An empty list and a list of one missing value look the same, and neither has a behavior.
+        known = f"CASE WHEN {_HISTORY_KEY} IS NOT NULL THEN {_split(column)} END"
+        if column in _INTEGERS:
+            return f"TRY_CAST({known} AS BIGINT[])"
+        return f"list_transform({known}, lambda x: CASE WHEN x NOT IN ('', '-1') THEN x END)"
+    if column == "label":
+        return "label::FLOAT"
     if column == "gender":
-        missing |= numbers == _NO_GENDER
-    bad = ~missing & ~((numbers == np.floor(numbers)) & (np.abs(numbers) < 2**53))
-    return np.where(missing | bad, -1, numbers).astype(np.int64), bad
+        return "nullif(TRY_CAST(gender AS BIGINT), -99)"
+    if column in _INTEGERS:
+        return f"TRY_CAST({column} AS BIGINT)"
+    known = f"nullif({column}, '-1')"
+    return f"TRY_CAST({known} AS DOUBLE)" if column in _NUMBERS else known
 
 
-def _round(numbers):
-    """To three digits: enough for quantiles, and few enough distinct values to count."""
-    magnitude = np.floor(np.log10(np.abs(np.where(numbers == 0, 1, numbers))))
-    unit = 10.0 ** (magnitude - 2)
-    return np.round(numbers / unit) * unit
+def _split(column):
+    """SQL of a raw list as a list of texts."""
+    return f"string_split(coalesce({column}, ''), ';')"
+
+
+def _rows(parts):
+    """SQL of the rows of some parts."""
+    return f"read_parquet([{', '.join(tables.literal(part['path']) for part in parts)}])"
+
+
+def _behaviors(parts, *columns):
+    """SELECT of the behaviors of some parts: when, of what item, and more columns."""
+    names = dict.fromkeys((_SECONDS, _HISTORY_KEY, *columns))
+    return f"SELECT {', '.join(f'unnest({n}) AS {n}' for n in names)} FROM {_rows(parts)}"

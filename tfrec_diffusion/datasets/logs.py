@@ -1,17 +1,20 @@
 """Bring your own logs: a table of impressions and one of behaviors, described by a spec file."""
 
+import functools
 import pathlib
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow_datasets as tfds
 
 from tfrec_diffusion import schema
-from tfrec_diffusion.datasets import logs_spec, requests, tables, vocabularies
+from tfrec_diffusion.datasets import impressions, logs_spec, requests, tables, vocabularies
 
 _LARGEST_TIME = 2**63 - 1
-_MINUTE = 60 * 10**9  # in nanoseconds
-_OF_REQUEST = "NULL::FLOAT"  # SQL of a column that depends on the impression, too
+_COMPUTED = "NULL::FLOAT"  # SQL of a column that the encoder computes
+_MINUTES_SINCE_PREVIOUS = (
+    'coalesce(((time - lag(time) OVER (PARTITION BY "user" ORDER BY time)) / 6e10)::FLOAT, '
+    f"{tables.MISSING['FLOAT']})"
+)
 
 
 class _Events(NamedTuple):
@@ -62,32 +65,38 @@ class Logs(requests.RequestBuilder):
 
     def convert(self):
         """See `RequestBuilder.convert`."""
-        database = self.resources.enter_context(tables.Database(self.scratch, self.report))
-        try:
-            impressions = self._load(database, "impressions")
-            behaviors = self._load(database, "behaviors")
-            self._interleave(database, impressions, behaviors)
-        except (ValueError, FileNotFoundError) as error:
-            raise type(error)(f"{self._spec_path}: {error}") from error
-        vocabs = {name: self._vocabulary(database, name) for name in self._spec.tables}
+        with tables.Database(self.scratch, self.report) as database:
+            try:
+                loaded = {name: self._load(database, name) for name in ("impressions", "behaviors")}
+                computed = self._computed(loaded["behaviors"])
+                self._sort(database, loaded, computed)
+            except (ValueError, FileNotFoundError) as error:
+                raise type(error)(f"{self._spec_path}: {error}") from error
+            vocabs = {
+                name: self._vocabulary(database, name, computed) for name in self._spec.tables
+            }
+            queries = {name: f"SELECT * FROM {name}_by_user" for name in loaded}
+            parts = database.cut(self.scratch / "parts", "user", queries)
         tables_ = [vocabulary.table() for vocabulary in vocabs.values()]
         schema_ = schema.Schema(self._spec_path.stem, self.features, tables_, self.history_length)
-        ages = {
-            name
-            for name, feature in self._features_of("behaviors").items()
-            if behaviors.columns[feature.column] == _OF_REQUEST
-        }
+        encoder = functools.partial(
+            impressions.Encoder,
+            features=self.features,
+            vocabularies=vocabs,
+            gaps=[name for name, column in computed.items() if column == logs_spec.GAP],
+            ages=[name for name, column in computed.items() if column == logs_spec.AGE],
+            history_length=self.history_length,
+            ticks=logs_spec.TIME_UNITS["s"],
+            time_zone_hours=self._spec.time_zone_hours,
+        )
         train_until, validation_until = self._spec.train_until, self._spec.validation_until
-        splits = {
+        spans = {
             "train": (0, train_until),
             "validation": (train_until, validation_until),
             "test": (validation_until, _LARGEST_TIME),
         }
-        requests_ = {
-            name: self._requests(database, vocabs, ages, since, until)
-            for name, (since, until) in splits.items()
-        }
-        return schema_, vocabs, requests_
+        splits = {name: requests.Split(encoder(span=span), parts) for name, span in spans.items()}
+        return schema_, vocabs, splits
 
     def _features_of(self, name):
         """Spec features by name whose columns are in the `"impressions"` or `"behaviors"`."""
@@ -95,6 +104,14 @@ class Logs(requests.RequestBuilder):
             feature: column
             for feature, column in self._spec.features.items()
             if column.of_behaviors == (name == "behaviors")
+        }
+
+    def _computed(self, behaviors):
+        """Columns that the encoder computes, by the names of their features."""
+        return {
+            name: feature.column
+            for name, feature in self._features_of("behaviors").items()
+            if behaviors.columns[feature.column] == _COMPUTED
         }
 
     def _key(self, name):
@@ -123,6 +140,7 @@ class Logs(requests.RequestBuilder):
             events.user: self._column_types("impressions").get(user, "VARCHAR"),
             events.time: "BIGINT",
             **({events.label: "FLOAT"} if events.label else {}),
+            **({events.request: types.get(events.request, "VARCHAR")} if events.request else {}),
             **{column: types.get(column, "VARCHAR") for column in events.keep},
             **{join.on: types.get(join.on, "VARCHAR") for join in events.join},
         }
@@ -142,8 +160,8 @@ class Logs(requests.RequestBuilder):
         stamped = tables.holds_timestamps(paths[0], events.time)
         unit = logs_spec.TIME_UNITS["ns" if stamped else events.time_unit]
         if name == "behaviors":
-            columns.setdefault(logs_spec.GAP, _gap(events, unit))
-            columns.setdefault(logs_spec.AGE, _OF_REQUEST)
+            columns.setdefault(logs_spec.GAP, _COMPUTED)
+            columns.setdefault(logs_spec.AGE, _COMPUTED)
         for column in types:
             if column not in columns:
                 files = [events.files, *(join.files for join in events.join)]
@@ -161,7 +179,7 @@ class Logs(requests.RequestBuilder):
         own = {join.on: key_type, **found}
         database.load(side, paths, own, lenient=found.keys() - strict)
         first = f"SELECT min(rowid) FROM {tables.quoted(side)} GROUP BY {tables.quoted(join.on)}"
-        database.drop(side, f"rowid NOT IN ({first})", f"{join.on} repeated")
+        database.drop(side, f"rowid NOT IN ({first})", f"{join.on} repeated", bad=False)
         columns |= {column: f"{alias}.{tables.quoted(column)}" for column in found}
         return side
 
@@ -172,6 +190,7 @@ class Logs(requests.RequestBuilder):
                 name,
                 f"coalesce({tables.quoted(column)}::VARCHAR, '') NOT IN ({kept})",
                 f"{column} not kept",
+                bad=False,
             )
         missing = tables.MISSING[user_type]
         database.drop(
@@ -200,46 +219,68 @@ class Logs(requests.RequestBuilder):
         kind = tables.SQL_TYPES[self._spec.tables[feature.table].dtype]
         return f"coalesce({loaded.columns[feature.column]}, {tables.MISSING[kind]})"
 
-    def _interleave(self, database, impressions, behaviors):
-        """Fills the table `events`: by user and time, at equal times the impressions first."""
-        selects = []
-        for name, loaded in (("impressions", impressions), ("behaviors", behaviors)):
-            events = getattr(self._spec, name)
-            user, time = tables.quoted(events.user), tables.quoted(events.time)
-            own = self._features_of(name)
-            values = []
-            for feature, column in self._spec.features.items():
-                kind = tables.SQL_TYPES[self._spec.tables[column.table].dtype]
-                value = self._value(column, loaded) if feature in own else tables.MISSING[kind]
-                values.append(f"{value} AS {tables.quoted('f_' + feature)}")
-            label = f"e.{tables.quoted(events.label)}" if events.label else "0"
-            selects.append(
-                f"SELECT e.{user} AS user_id, e.{time} * {loaded.unit} AS time, "
-                f"{name == 'behaviors'} AS is_behavior, e.rowid AS row, {label}::FLOAT AS label, "
-                f"{', '.join(values)} FROM {loaded.tables}"
-            )
-        database.execute(
-            f"CREATE TABLE events AS {' UNION ALL '.join(selects)} "
-            "ORDER BY user_id, time, is_behavior, row"
+    def _sort(self, database, loaded, computed):
+        """Makes the tables of `impressions.Encoder`; users get numbers, 1, 2, .. in their order."""
+        users = " UNION ".join(
+            f"SELECT {tables.quoted(getattr(self._spec, name).user)} AS id FROM {name}"
+            for name in loaded
         )
-        database.execute("DROP TABLE impressions")
-        database.execute("DROP TABLE behaviors")
+        database.execute(
+            "CREATE TABLE users AS "
+            f"SELECT id, row_number() OVER (ORDER BY id) AS number FROM ({users})",
+            "Numbering users",
+        )
+        for name, (from_, _, unit) in loaded.items():
+            events = getattr(self._spec, name)
+            order = [f"e.{tables.quoted(events.time)}", "e.rowid"]
+            if events.request:
+                together = self._together(events)
+                order = [*(f"min({value}) OVER {together}" for value in order), *order]
+            values = {"user": "u.number", "time": f"{order[0]} * {unit}"}
+            if name == "impressions":
+                values |= {"row": "e.rowid", "label": f"e.{tables.quoted(events.label)}"}
+            for feature, column in self._features_of(name).items():
+                if feature not in computed:
+                    values[f"f_{feature}"] = self._value(column, loaded[name])
+            values = ", ".join(f"{sql} AS {tables.quoted(value)}" for value, sql in values.items())
+            database.execute(
+                f"CREATE TABLE {name}_by_user AS SELECT {values} "
+                f"FROM {from_} JOIN users AS u ON e.{tables.quoted(events.user)} = u.id "
+                f"ORDER BY u.number, {', '.join(order)}",
+                f"Sorting {name}",
+            )
+            database.execute(f"DROP TABLE {name}")
+
+    def _together(self, events):
+        """SQL of the window over the impressions of one request; one without is alone."""
+        kind = self._column_types("impressions").get(events.request, "VARCHAR")
+        missing, request = tables.MISSING[kind], f"e.{tables.quoted(events.request)}"
+        alone = f"CASE WHEN coalesce({request}, {missing}) = {missing} THEN e.rowid END"
+        return f"(PARTITION BY e.{tables.quoted(events.user)}, {request}, {alone})"
 
     # Encoding
 
-    def _vocabulary(self, database, name):
+    def _vocabulary(self, database, name, computed):
         """What turns a table's raw values into rows, from what training may see."""
         table = self._spec.tables[name]
         if table.kind == "hash":
             return vocabularies.HashBuckets(name, table.dtype, table.buckets)
         if table.boundaries:
             return vocabularies.Boundaries(name, table.boundaries)
-        seen = " UNION ALL ".join(
-            f"SELECT {tables.quoted('f_' + feature)} AS value FROM events "
-            f"WHERE is_behavior = {column.of_behaviors} AND time < {self._spec.train_until}"
-            for feature, column in self._spec.features.items()
-            if column.table == name
-        )
+        selects = []
+        for feature, column in self._spec.features.items():
+            if column.table == name:
+                value = (
+                    _MINUTES_SINCE_PREVIOUS
+                    if feature in computed
+                    else tables.quoted(f"f_{feature}")
+                )
+                source = "behaviors" if column.of_behaviors else "impressions"
+                selects.append(
+                    f"SELECT {value} AS value FROM {source}_by_user "
+                    f"WHERE time < {self._spec.train_until}"
+                )
+        seen = " UNION ALL ".join(selects)
         counts = database.columns(
             f"SELECT value, count(*) AS n FROM ({seen}) GROUP BY value ORDER BY value"
         )
@@ -259,56 +300,3 @@ class Logs(requests.RequestBuilder):
             min_count=table.min_count,
             tiers=table.tiers,
         )
-
-    def _requests(self, database, vocabs, ages, since, until):
-        """The requests of the impressions with `since` <= time < `until`, in nanoseconds.
-
-        `ages` are the features whose value is the time from a behavior to the impression.
-        """
-        features = self._spec.features
-        users = 0
-        for chunk in tables.whole_groups(database.chunks("SELECT * FROM events"), "user_id"):
-            is_behavior = chunk["is_behavior"].astype(bool)
-            first_of_user = np.ones(len(is_behavior), bool)
-            first_of_user[1:] = chunk["user_id"][1:] != chunk["user_id"][:-1]
-            user_numbers = users + np.cumsum(first_of_user)
-            users = user_numbers[-1]
-            wanted = ~is_behavior & (chunk["time"] >= since) & (chunk["time"] < until)
-            if not wanted.any():
-                continue
-            # Behaviors of the chunk, counted before each row, and before its user's first row.
-            ends = np.cumsum(is_behavior) - is_behavior
-            starts = ends[np.flatnonzero(first_of_user)][np.cumsum(first_of_user) - 1]
-            starts = np.maximum(starts, ends - self.history_length)
-            rows = {
-                name: vocabs[feature.table].encode(
-                    chunk[f"f_{name}"][is_behavior if feature.of_behaviors else wanted]
-                )
-                for name, feature in features.items()
-            }
-            keys, labels = chunk["row"][wanted].tolist(), chunk["label"][wanted]
-            user_numbers, ends, starts = user_numbers[wanted], ends[wanted], starts[wanted]
-            times, behavior_times = chunk["time"][wanted], chunk["time"][is_behavior]
-            for i, key in enumerate(keys):
-                request = {
-                    schema.GROUP_ID: user_numbers[i],
-                    schema.LABEL: labels[i : i + 1],
-                }
-                for name, feature in features.items():
-                    if name in ages:
-                        minutes = (times[i] - behavior_times[starts[i] : ends[i]]) / _MINUTE
-                        request[name] = vocabs[feature.table].encode(minutes)
-                    elif feature.of_behaviors:
-                        request[name] = rows[name][starts[i] : ends[i]]
-                    elif feature.group == "candidate":
-                        request[name] = rows[name][i : i + 1]
-                    else:
-                        request[name] = rows[name][i]
-                yield key, request
-
-
-def _gap(events, unit):
-    """SQL of the minutes since the user's previous behavior; NULL for the first."""
-    user, time = tables.quoted(events.user), tables.quoted(events.time)
-    previous = f"lag(e.{time}) OVER (PARTITION BY e.{user} ORDER BY e.{time}, e.rowid)"
-    return f"((e.{time} - {previous}) * {unit} / {_MINUTE})::FLOAT"

@@ -41,6 +41,10 @@ class Events:
             time zone).
         time_unit: One of `TIME_UNITS`; a TIMESTAMP has its own.
         label: Column of 0 or 1, or a BOOLEAN (Parquet); of impressions only.
+        request: Column of what impressions were shown together in, such as the id of a request, a
+            page or a session; of impressions only, and optional. Those of one user with the same
+            value count as shown at the time of the first of them, so that they share one history,
+            which `prepare --group_by=request` stores once. An empty value is no request.
         keep: Per column the values (as text) to keep; rows with others are left out.
         join: Side tables. A feature's column is looked for in `files`, then in these in order.
     """
@@ -50,6 +54,7 @@ class Events:
     time: str
     time_unit: str
     label: str = ""
+    request: str = ""
     keep: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     join: tuple[Join, ...] = ()
 
@@ -139,6 +144,8 @@ class Spec:
                 raise _Wrong(f"{where}.time_unit", f"one of {list(TIME_UNITS)}", events.time_unit)
         if not self.impressions.label:
             raise _Wrong("impressions.label", "the name of a column", "nothing")
+        if self.behaviors.request:
+            raise ValueError("'behaviors.request' must stand in 'impressions'")
         used = {feature.table for feature in self.features.values()}
         for name, table in self.tables.items():
             if name not in used:
@@ -217,6 +224,10 @@ class Spec:
     def digest(self):
         """Hexadecimal digits that change with the content, the comment left aside."""
         content = dataclasses.asdict(dataclasses.replace(self, comment=""))
+        for events in (content["impressions"], content["behaviors"]):
+            # A spec without it keeps the digits that it had before there was this key.
+            if not events["request"]:
+                del events["request"]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def _nanoseconds(self, name):

@@ -20,15 +20,15 @@ _USER_NUMBER = {"int64": '"user"', "string": '(md5_number_lower("user") >> 1)::B
 _CANDIDATES = 100
 
 
-class _Split(NamedTuple):
+class _Positives(NamedTuple):
     """Which behaviors are a split's positives.
 
     Args:
-        users: SQL condition on the users.
+        folds: Range of the folds of its users.
         places: Range of places in a user's behaviors, counted back from the last, which is 0.
     """
 
-    users: str
+    folds: range
     places: range
 
 
@@ -121,10 +121,12 @@ class NextItem(requests.RequestBuilder):
 
     def convert(self):
         """See `RequestBuilder.convert`."""
-        database = self.resources.enter_context(tables.Database(self.scratch, self.report))
-        self.load(database)
-        items = self._order(database)
-        seen = {name: self._count_seen(database, name) for name in ("user", "item", "category")}
+        with tables.Database(self.scratch, self.report) as database:
+            self.load(database)
+            items = self._order(database)
+            seen = {name: self._count_seen(database, name) for name in ("user", "item", "category")}
+            rows = f"SELECT *, {_USER_NUMBER[self.dtype]} AS number, {_FOLD} AS fold FROM by_user"
+            parts = database.cut(self.scratch / "parts", "user", {"behaviors": rows})
         vocabs = {
             name: vocabularies.Vocabulary.from_counts(
                 name,
@@ -140,6 +142,10 @@ class NextItem(requests.RequestBuilder):
             vocabs["gap"] = vocabularies.Boundaries("gap", requests.GAP_BOUNDARIES)
             vocabs["age"] = vocabularies.Boundaries("age", requests.AGE_BOUNDARIES)
         seen_items, _ = seen["item"]
+        if len(seen_items) < 2:
+            raise ValueError(
+                f"negatives need at least two distinct items in training; {self.report}"
+            )
         in_training = np.zeros_like(items.counts)
         in_training[items.positions(seen_items)] = 1
         everywhere = np.ones_like(items.counts)
@@ -152,13 +158,24 @@ class NextItem(requests.RequestBuilder):
             "test_popularity": (1, items.counts),
             "test_99": (_CANDIDATES - 1, everywhere),
         }
-        requests_ = {
-            name: self._requests(database, items, vocabs, name, count, weights)
+        splits = {
+            name: requests.Split(
+                _Encoder(
+                    name=name,
+                    positives=self._positives(name),
+                    items=items,
+                    vocabularies=vocabs,
+                    negatives=count,
+                    weights=weights,
+                    history_length=self.history_length,
+                ),
+                parts,
+            )
             for name, (count, weights) in negatives.items()
         }
         tables_ = [vocabulary.table() for vocabulary in vocabs.values()]
         schema_ = schema.Schema(self.name, self.features, tables_, self.history_length)
-        return schema_, vocabs, requests_
+        return schema_, vocabs, splits
 
     def _order(self, database):
         """Makes the table `by_user` of `behaviors`, in order of time; returns the file's items."""
@@ -166,103 +183,124 @@ class NextItem(requests.RequestBuilder):
         # One positive for each split that takes from a user, and a behavior before them.
         least = 4 if self.protocol == "last_behaviors" else 2
         few = f'SELECT "user" FROM behaviors GROUP BY "user" HAVING count(*) < {least}'
-        database.drop("behaviors", f'"user" IN ({few})', f"user with fewer than {least} behaviors")
+        reason = f"user with fewer than {least} behaviors"
+        database.drop("behaviors", f'"user" IN ({few})', reason, bad=False)
         database.execute(
             'CREATE TABLE by_user AS SELECT "user", item, category, time FROM behaviors '
-            'ORDER BY "user", time, rowid'
+            'ORDER BY "user", time, rowid',
+            "Sorting behaviors",
         )
         database.execute("DROP TABLE behaviors")
         return items
 
-    def _split(self, name):
-        by_user = self.protocol == "by_user"
-        if name == "train":
-            first = 0 if by_user else 2
-            users = f"{_FOLD} < 8" if by_user else "true"
-            return _Split(users, range(first, first + self.train_positives))
-        if name == "validation":
-            return _Split(f"{_FOLD} = 8", range(1)) if by_user else _Split("true", range(1, 2))
-        return _Split(f"{_FOLD} = 9" if by_user else "true", range(1))
+    def _positives(self, split):
+        """Which behaviors are a split's positives: `_Positives`."""
+        if self.protocol == "by_user":
+            folds = {"train": range(8), "validation": range(8, 9)}.get(split, range(9, 10))
+            return _Positives(folds, range(self.train_positives if split == "train" else 1))
+        first = {"train": 2, "validation": 1}.get(split, 0)
+        count = self.train_positives if split == "train" else 1
+        return _Positives(range(10), range(first, first + count))
 
     def _count_seen(self, database, column):
         """Values of a column among the behaviors that training may see, and how often."""
-        split = self._split("train")
+        positives = self._positives("train")
         counts = database.columns(
             f"""
             SELECT "{column}" AS value, count(*) AS n
             FROM by_user
             JOIN (SELECT "user", max(rowid) AS last FROM by_user GROUP BY "user") USING ("user")
-            WHERE {split.users} AND by_user.rowid <= last - {split.places.start}
+            WHERE {_FOLD} < {positives.folds.stop}
+                AND by_user.rowid <= last - {positives.places.start}
             GROUP BY value ORDER BY value
             """
         )
         return counts["value"], counts["n"]
 
-    def _requests(self, database, items, vocabs, name, count, weights):
-        """The requests of a split, with `count` negatives for each positive."""
-        split = self._split(name)
-        stream = zlib.crc32(name.encode())
-        item_rows = vocabs["item"].encode(items.ids)
-        sampler = _Sampler(weights, item_rows != schema.OUT_OF_VOCABULARY)
-        category_rows = vocabs["category"].encode(items.categories)
-        if np.count_nonzero(weights) < 2:
-            raise ValueError(
-                f"negatives need at least two distinct items in the behaviors; {self.report}"
-            )
-        query = f"SELECT *, {_USER_NUMBER[self.dtype]} AS number FROM by_user WHERE {split.users}"
-        for chunk in tables.whole_groups(database.chunks(query), "user"):
-            first, last = _runs(chunk["user"])
-            behaviors = {
-                "history_item": vocabs["item"].encode(chunk["item"]),
-                "history_category": vocabs["category"].encode(chunk["category"]),
-            }
-            ends = np.arange(len(first))
-            if self.exact_times:
-                behaviors["history_gap"] = vocabs["gap"].encode(_gaps(chunk["time"], first))
-                ends, _ = _runs(chunk["user"], chunk["time"])
-            places = last - np.arange(len(last))
+
+class _Encoder:
+    """Makes the requests of a split.
+
+    Args:
+        name: Of the split; its negatives are a function of it.
+        positives: `_Positives`.
+        items: `_Items` of the raw file.
+        vocabularies: dict of them by table.
+        negatives: For each positive.
+        weights: Of the items, how likely they are negatives.
+        history_length: Longest history.
+    """
+
+    def __init__(self, *, name, positives, items, vocabularies, negatives, weights, history_length):
+        self._stream = zlib.crc32(name.encode())
+        self._positives = positives
+        self._items = items
+        self._vocabularies = vocabularies
+        self._count = negatives
+        self._history_length = history_length
+        self._item_rows = vocabularies["item"].encode(items.ids)
+        self._category_rows = vocabularies["category"].encode(items.categories)
+        self._sampler = _Sampler(weights, self._item_rows != schema.OUT_OF_VOCABULARY)
+
+    def __call__(self, part):
+        """Yields `(key, request)` of a part: a dict with the path of its `behaviors`."""
+        part = tables.read(part["behaviors"])
+        folds, wanted_places = self._positives
+        first, last = _runs(part["user"])
+        places = last - np.arange(len(last))
+        (positives,) = np.nonzero(
+            (part["fold"] >= folds.start)
+            & (part["fold"] < folds.stop)
+            & (places >= wanted_places.start)
+            & (places < wanted_places.stop)
             # A user's first behavior has no history to be predicted from.
-            (positives,) = np.nonzero(
-                (places >= split.places.start)
-                & (places < split.places.stop)
-                & (places < last - first)
-            )
-            users, numbers = chunk["user"][positives], chunk["number"][positives]
-            places, ends = places[positives], ends[positives]
-            user_rows = vocabs["user"].encode(users)
-            negatives = sampler.draw(
-                items.positions(chunk["item"][positives]),
-                _random(stream, numbers, places, count),
-            )
-            order = _random(stream + 1, numbers, places, 1)[:, 0] % np.uint64(count + 1)
-            candidate_items = _mix(
-                behaviors["history_item"][positives], item_rows[negatives], order
-            )
-            candidate_categories = _mix(
-                behaviors["history_category"][positives], category_rows[negatives], order
-            )
-            labels = _mix(np.ones(len(users), np.float32), np.zeros(negatives.shape), order)
-            starts = np.maximum(first[positives], ends - self.history_length)
-            # One request for all candidates of a long list, one for each of a pair.
-            parts = [slice(None)] if count > 1 else [slice(0, 1), slice(1, 2)]
-            times = chunk["time"][positives]
-            for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
-                history = {key: rows[start:end] for key, rows in behaviors.items()}
-                if self.exact_times:
-                    minutes = (times[i] - chunk["time"][start:end]) / 60
-                    history["history_age"] = vocabs["age"].encode(minutes)
-                for j, part in enumerate(parts):
-                    yield (
-                        f"{users[i]}/{places[i]}/{j}",
-                        {
-                            schema.GROUP_ID: numbers[i],
-                            schema.LABEL: labels[i, part],
-                            "user": user_rows[i],
-                            "item": candidate_items[i, part],
-                            "category": candidate_categories[i, part],
-                            **history,
-                        },
-                    )
+            & (places < last - first)
+        )
+        if not len(positives):
+            return
+        vocabs, exact_times = self._vocabularies, "age" in self._vocabularies
+        behaviors = {
+            "history_item": vocabs["item"].encode(part["item"]),
+            "history_category": vocabs["category"].encode(part["category"]),
+        }
+        ends = np.arange(len(first))
+        if exact_times:
+            behaviors["history_gap"] = vocabs["gap"].encode(_gaps(part["time"], first))
+            ends, _ = _runs(part["user"], part["time"])
+        users, numbers = part["user"][positives], part["number"][positives]
+        places, ends = places[positives], ends[positives]
+        user_rows = vocabs["user"].encode(users)
+        negatives = self._sampler.draw(
+            self._items.positions(part["item"][positives]),
+            _random(self._stream, numbers, places, self._count),
+        )
+        order = _random(self._stream + 1, numbers, places, 1)[:, 0] % np.uint64(self._count + 1)
+        items = _mix(behaviors["history_item"][positives], self._item_rows[negatives], order)
+        categories = _mix(
+            behaviors["history_category"][positives], self._category_rows[negatives], order
+        )
+        labels = _mix(np.ones(len(users), np.float32), np.zeros(negatives.shape), order)
+        starts = np.maximum(first[positives], ends - self._history_length)
+        # One request for all candidates of a long list, one for each of a pair.
+        lists = [slice(None)] if self._count > 1 else [slice(0, 1), slice(1, 2)]
+        times = part["time"][positives]
+        for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            history = {key: rows[start:end] for key, rows in behaviors.items()}
+            if exact_times:
+                minutes = (times[i] - part["time"][start:end]) / 60
+                history["history_age"] = vocabs["age"].encode(minutes)
+            for j, candidates in enumerate(lists):
+                yield (
+                    f"{users[i]}/{places[i]}/{j}",
+                    {
+                        schema.GROUP_ID: numbers[i],
+                        schema.LABEL: labels[i, candidates],
+                        "user": user_rows[i],
+                        "item": items[i, candidates],
+                        "category": categories[i, candidates],
+                        **history,
+                    },
+                )
 
 
 class _Items:

@@ -116,7 +116,10 @@ class Synthetic(ele_me.EleMe):
         write_raw(self.raw_dir, **self._raw_options)
         self.report.note(
             "best_reachable",
-            {split: best_reachable(self.raw_dir, days) for split, days in ele_me.DAYS.items()},
+            {
+                split: best_reachable(self.raw_dir, days)
+                for split, days in ele_me.split_days(self.train_days).items()
+            },
         )
         return super().convert()
 

@@ -8,9 +8,12 @@ import gzip
 import pathlib
 import shutil
 import tempfile
+import zlib
+from typing import NamedTuple
 
 import duckdb
 import numpy as np
+import tensorflow_datasets as tfds
 
 # What DuckDB holds in memory before it spills to its temporary files.
 MEMORY_LIMIT = "4GB"
@@ -31,6 +34,10 @@ _READABLE_AS = {
     "VARCHAR": (*_INTEGERS, "VARCHAR"),
     "FLOAT": (*_INTEGERS, "DECIMAL*", "FLOAT", "DOUBLE"),
 }
+# Letters of a dropped row that the report shows.
+_SHOWN = 200
+# Column of a loaded table that says the file of a row, for a while.
+_FILE = '"file of the row"'
 _REJECTIONS = {
     "MISSING COLUMNS": "too few columns",
     "TOO MANY COLUMNS": "too many columns",
@@ -82,23 +89,24 @@ def literal(value):
     return "'" + str(value).replace("'", "''") + "'"
 
 
-def whole_groups(chunks, key):
-    """Cuts chunks (dicts of equally long arrays) anew: equal values of `key` stay in one chunk.
+def read(path):
+    """The columns of a Parquet file of `Database.cut`, as arrays like `Database.chunks`'."""
+    with duckdb.connect(config={"threads": 1}) as connection:
+        return _as_arrays(connection.execute(f"SELECT * FROM {_parquet([path])}").df())
 
-    Rows with the same key must follow each other. Memory holds the largest group at least.
+
+def lines(path):
+    """Yields the lines of a file, plain or .gz, as bytes.
+
+    Raises:
+        EOFError: At the end, if a .gz file is cut off or damaged from there on.
     """
-    rest = None
-    for chunk in chunks:
-        if rest is not None:
-            chunk = {name: np.concatenate([rest[name], chunk[name]]) for name in chunk}
-        keys = chunk[key]
-        start = np.flatnonzero(keys != keys[-1])
-        start = start[-1] + 1 if len(start) else 0
-        if start:
-            yield {name: values[:start] for name, values in chunk.items()}
-        rest = {name: values[start:] for name, values in chunk.items()}
-    if rest is not None:
-        yield rest
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as file:
+        try:
+            yield from file
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise EOFError(str(error)) from error
 
 
 class Database:
@@ -107,7 +115,12 @@ class Database:
     Args:
         scratch: Where that directory is made: on a disk with room for the raw data twice.
         report: `Report` that counts the rows read and dropped.
+
+    Attributes:
+        part_rows: Rows of a part that `cut` makes, or those of its largest group.
     """
+
+    part_rows = 1 << 18
 
     def __init__(self, scratch, report):
         self._scratch = scratch
@@ -119,8 +132,10 @@ class Database:
             f"{self._directory}/tables.duckdb",
             config={"memory_limit": MEMORY_LIMIT, "temp_directory": f"{self._directory}/spilled"},
         )
-        # It would stand between TFDS's bars.
-        self._connection.execute("SET enable_progress_bar = false")
+        # DuckDB measures the progress and leaves it to us to show.
+        self._connection.execute("SET enable_progress_bar = true")
+        self._connection.execute("SET enable_progress_bar_print = false")
+        self._files = {}
         self._worker = concurrent.futures.ThreadPoolExecutor(1)
         return self
 
@@ -129,15 +144,21 @@ class Database:
         self._connection.close()
         shutil.rmtree(self._directory)
 
-    def execute(self, sql):
+    def execute(self, sql, description=None):
         """Runs a statement and returns the rows of its result.
+
+        Args:
+            sql: The statement.
+            description: What a progress bar says meanwhile; default: there is none.
 
         Raises:
             KeyboardInterrupt: If Ctrl-C stops it.
             OSError: If DuckDB cannot; for instance the disk is full or a file is cut off.
             ValueError: If the statement does not fit the data.
         """
-        return self._run(self._connection, lambda: self._connection.execute(sql).fetchall())
+        return self._run(
+            self._connection, lambda: self._connection.execute(sql).fetchall(), description
+        )
 
     def chunks(self, sql):
         """Streams the result of a query without NULLs, as dicts of arrays by column.
@@ -151,11 +172,7 @@ class Database:
             frame = self._run(cursor, lambda: cursor.fetch_df_chunk(_VECTORS_PER_CHUNK))
             if frame.empty:
                 return
-            # pandas has a text type of its own.
-            yield {
-                name: column.to_numpy(object if column.dtype == "str" else column.dtype)
-                for name, column in frame.items()
-            }
+            yield _as_arrays(frame)
 
     def columns(self, sql):
         """The whole result of `chunks`, for what is small enough."""
@@ -168,7 +185,8 @@ class Database:
     def load(self, table, paths, columns, *, header=None, lenient=()):
         """Creates `table` with some columns of files; its `rowid` is the order of the rows.
 
-        Rows that cannot be read are counted in the report by reason, with file and line.
+        Rows that cannot be read are counted in the report by reason, with file and line. A .gz file
+        that is cut off or damaged counts as one bad row, and what comes before is read.
 
         Args:
             paths: Files of one format with the same columns; .csv, .csv.gz or .parquet.
@@ -179,8 +197,96 @@ class Database:
 
         Raises:
             ValueError: If a file lacks a column, has other columns than the first, or (Parquet)
-                has it as another type.
+                has it as another type; or if too many rows are bad.
         """
+        try:
+            self._load(table, paths, columns, header, lenient)
+        except OSError as error:
+            if "gzip" not in str(error).lower():
+                raise
+            # Whole copies first, as DuckDB reads nothing of a file that ends early.
+            whole, cuts = self._without_cuts(paths)
+            self._load(table, whole, columns, header, lenient)
+            self._report.read(table, len(cuts))
+            self._report.drop(table, "gzip cut off or damaged from here on", len(cuts), cuts)
+            for path in set(whole) - set(paths):
+                path.unlink()
+
+    def drop(self, table, condition, reason, *, bad=True):
+        """Deletes the rows of a loaded table where `condition` holds; reports the first of them.
+
+        Args:
+            table: Name of the table.
+            condition: SQL.
+            reason: As in `Report.drop`.
+            bad: As in `Report.drop`.
+        """
+        first = self.execute(
+            f"SELECT rowid, left(t::VARCHAR, {_SHOWN}) FROM {quoted(table)} AS t "
+            f"WHERE {condition} ORDER BY rowid LIMIT 5"
+        )
+        ((rows,),) = self.execute(f"DELETE FROM {quoted(table)} WHERE {condition}")
+        places = [f"{self._place(table, rowid)}{row}" for rowid, row in first]
+        self._report.drop(table, reason, rows, places, bad=bad)
+        # Once many are gone, DuckDB may number the others anew.
+        if rows and not bad:
+            self._files[table] = None
+
+    def cut(self, directory, key, queries):
+        """Writes results to Parquet files, as many as it takes; equal keys stand in one part.
+
+        Args:
+            directory: Of the files; made if it is not there.
+            key: Name of a column of all queries, without NULLs.
+            queries: dict of a SELECT by name. The rows of a part are in its order if it is that of
+                the one table that it reads.
+
+        Returns:
+            list of the parts in the order of their keys: dicts of a path by the names of `queries`.
+        """
+        directory = pathlib.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        column = quoted(key)
+        keys = " UNION ALL ".join(f"SELECT {column} FROM ({query})" for query in queries.values())
+        counts = self.columns(
+            f"SELECT {column} AS key, count(*) AS n FROM ({keys}) GROUP BY key ORDER BY key"
+        )
+        number = np.cumsum(counts["n"]) // self.part_rows
+        firsts = counts["key"][np.flatnonzero(np.diff(number, prepend=-1))]
+        lasts = counts["key"][np.flatnonzero(np.diff(number, append=-1))]
+        parts = []
+        ranges = tfds.core.utils.tqdm(
+            list(zip(firsts.tolist(), lasts.tolist(), strict=True)),
+            desc="Cutting into parts", unit=" parts", leave=False,
+        )  # fmt: skip
+        for i, (first, last) in enumerate(ranges):
+            part = {name: directory / f"{name}-{i:05}.parquet" for name in queries}
+            for name, query in queries.items():
+                within = f"{column} BETWEEN {_constant(first)} AND {_constant(last)}"
+                self.execute(
+                    f"COPY (SELECT * FROM ({query}) WHERE {within}) TO {literal(part[name])} "
+                    "(FORMAT parquet, COMPRESSION lz4)"
+                )
+            parts.append(part)
+        return parts
+
+    def _run(self, connection, work, description=None):
+        # DuckDB looks for Ctrl-C only where the calling thread has a part of the query to do: one
+        # that other threads do would go on to its end.
+        with _clear_errors(), _bar(description) as show:
+            task = self._worker.submit(work)
+            try:
+                # Waits in slices: a signal that came to another thread wakes no wait of this one.
+                while not concurrent.futures.wait([task], timeout=0.1).done:
+                    show(connection)
+            except KeyboardInterrupt:
+                while not task.done():
+                    connection.interrupt()
+                    concurrent.futures.wait([task], timeout=0.1)
+                raise
+            return task.result()
+
+    def _load(self, table, paths, columns, header, lenient):
         if all(path.suffix == ".parquet" for path in paths):
             source = self._parquet(paths, columns)
             types = _parquet_types(paths[0])
@@ -195,37 +301,60 @@ class Database:
             + f"::{'VARCHAR' if name in as_text else kind} AS {quoted(name)}"
             for name, kind in columns.items()
         )
-        self.execute(f"CREATE TABLE {quoted(table)} AS SELECT {selected} FROM {source}")
-        ((rows,),) = self.execute(f"SELECT count(*) FROM {quoted(table)}")
-        self._report.read(table, rows)
+        of_file = f", filename AS {_FILE}" if len(paths) > 1 else ""
+        self.execute(
+            f"CREATE TABLE {quoted(table)} AS SELECT {selected}{of_file} FROM {source}",
+            f"Reading {table}",
+        )
+        kept = dict.fromkeys(map(str, paths), 0)
+        if of_file:
+            kept |= dict(
+                self.execute(f"SELECT {_FILE}, count(*) FROM {quoted(table)} GROUP BY {_FILE}")
+            )
+            self.execute(f"ALTER TABLE {quoted(table)} DROP COLUMN {_FILE}")
+        else:
+            ((kept[str(paths[0])],),) = self.execute(f"SELECT count(*) FROM {quoted(table)}")
+        self._report.read(table, sum(kept.values()))
+        rejected = {}
         if source.startswith("read_csv"):
-            self._count_rejects(table)
+            rejected = self._count_rejects(table)
+        header_lines = int(source.startswith("read_csv") and header is None)
+        ends = np.cumsum(list(kept.values()))
+        self._files[table] = [
+            _File(pathlib.Path(path).name, end - rows, header_lines + 1, rejected.get(path, ()))
+            for (path, rows), end in zip(kept.items(), ends.tolist(), strict=True)
+        ]
         for name, kind in as_text.items():
             self._read_numbers(table, name, kind)
 
-    def drop(self, table, condition, reason):
-        """Deletes the rows of a loaded table where `condition` holds; reports the first of them."""
-        first = self.execute(
-            f"SELECT t::VARCHAR FROM {quoted(table)} AS t WHERE {condition} ORDER BY rowid LIMIT 5"
-        )
-        ((rows,),) = self.execute(f"DELETE FROM {quoted(table)} WHERE {condition}")
-        self._report.drop(table, reason, rows, [row for (row,) in first])
+    def _place(self, table, rowid):
+        """File and line that a row of a loaded table was read from, where that is known."""
+        if self._files[table] is None:
+            return ""
+        file = [file for file in self._files[table] if file.first_row <= rowid][-1]
+        line = rowid - file.first_row + file.first_line
+        # Good lines before each rejected one, which do not change when those are taken out.
+        before = np.asarray(file.rejected, np.int64) - np.arange(len(file.rejected))
+        return f"{file.name}:{line + np.searchsorted(before, line, side='right')} "
 
-    def _run(self, connection, work):
-        # DuckDB looks for Ctrl-C only where the calling thread has a part of the query to do: one
-        # that other threads do would go on to its end.
-        with _clear_errors():
-            task = self._worker.submit(work)
+    def _without_cuts(self, paths):
+        """The files with copies in place of those that are cut off, and where these end."""
+        whole, cuts = [], []
+        for path in paths:
+            copy = pathlib.Path(self._directory) / path.with_suffix("").name
+            number = 0
             try:
-                # Waits in slices: a signal that came to another thread wakes no wait of this one.
-                while not concurrent.futures.wait([task], timeout=0.1).done:
-                    pass
-            except KeyboardInterrupt:
-                while not task.done():
-                    connection.interrupt()
-                    concurrent.futures.wait([task], timeout=0.1)
-                raise
-            return task.result()
+                with copy.open("wb") as file:
+                    for line in lines(path):
+                        file.write(line)
+                        number += 1
+            except EOFError:
+                whole.append(copy)
+                cuts.append(f"{path.name}:{number + 1}")
+            else:
+                whole.append(path)
+                copy.unlink()
+        return whole, cuts
 
     def _read_numbers(self, table, name, kind):
         """Turns a column of text into one of numbers."""
@@ -247,7 +376,7 @@ class Database:
                         f"{path}: column {name!r} must be one of {', '.join(_READABLE_AS[kind])}. "
                         f"It is: {types[name]}"
                     )
-        return f"read_parquet([{', '.join(map(literal, paths))}])"
+        return _parquet(paths)
 
     def _csv(self, paths, columns, header):
         names = header or column_names(paths[0])
@@ -266,37 +395,92 @@ class Database:
         return (
             f"read_csv([{', '.join(map(literal, paths))}], columns = {{{types}}}, "
             f"auto_detect = false, header = {header is None}, "
-            f"delim = ',', {quotes}, "
+            f"delim = ',', {quotes}, filename = true, "
             "store_rejects = true, rejects_table = 'rejects', rejects_scan = 'scans')"
         )
 
     def _count_rejects(self, table):
+        """Reports the lines that could not be read; the ascending numbers of all by file."""
         # A line may be wrong in several columns; its first error speaks for it.
-        rejects = self.execute(
+        self.execute(
             """
-            WITH lines AS (
-                SELECT
-                    file_path,
-                    line,
-                    arg_min(error_type::VARCHAR, column_idx) AS error,
-                    arg_min(column_name, column_idx) AS name
-                FROM rejects JOIN scans USING (scan_id, file_id)
-                GROUP BY file_path, line
-            )
+            CREATE TEMP TABLE rejected_lines AS
+            SELECT
+                file_path,
+                line,
+                arg_min(error_type::VARCHAR, column_idx) AS error,
+                arg_min(column_name, column_idx) AS name
+            FROM rejects JOIN scans USING (scan_id, file_id)
+            GROUP BY file_path, line
+            """
+        )
+        reasons = self.execute(
+            """
             SELECT
                 error,
                 CASE WHEN error = 'CAST' THEN name END AS wrong,
                 count(*),
                 list(parse_filename(file_path) || ':' || line ORDER BY file_path, line)[:5]
-            FROM lines GROUP BY error, wrong ORDER BY error, wrong
+            FROM rejected_lines GROUP BY error, wrong ORDER BY error, wrong
             """
         )
-        for error, name, rows, places in rejects:
+        lines = self.execute(
+            "SELECT file_path, list(line ORDER BY line) FROM rejected_lines GROUP BY file_path"
+        )
+        for name in ("rejected_lines", "rejects", "scans"):
+            self.execute(f"DROP TABLE {name}")
+        self._report.read(table, sum(rows for _, _, rows, _ in reasons))
+        for error, name, rows, places in reasons:
             reason = f"{name} is not a number" if name else _REJECTIONS[error]
-            self._report.read(table, rows)
             self._report.drop(table, reason, rows, places)
-        self.execute("DROP TABLE rejects")
-        self.execute("DROP TABLE scans")
+        return dict(lines)
+
+
+class _File(NamedTuple):
+    """Where the rows of a loaded file stand.
+
+    Args:
+        name: Of the file.
+        first_row: Its first row's place in the table.
+        first_line: The line of that row, if it could be read.
+        rejected: Ascending lines that could not be.
+    """
+
+    name: str
+    first_row: int
+    first_line: int
+    rejected: list[int]
+
+
+def _parquet(paths):
+    return f"read_parquet([{', '.join(map(literal, paths))}])"
+
+
+def _constant(value):
+    return literal(value) if isinstance(value, str) else str(value)
+
+
+def _as_arrays(frame):
+    # pandas has a text type of its own.
+    return {
+        name: column.to_numpy(object if column.dtype == "str" else column.dtype)
+        for name, column in frame.items()
+    }
+
+
+@contextlib.contextmanager
+def _bar(description):
+    """Yields what shows a connection's progress."""
+    if description is None:
+        yield lambda connection: None
+        return
+    bar = tfds.core.utils.tqdm(desc=description, total=100, unit="%", leave=False)
+    with bar:
+
+        def show(connection):
+            bar.update(max(0, connection.query_progress()) - bar.n)
+
+        yield show
 
 
 def _parquet_types(path):
