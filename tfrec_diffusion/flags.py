@@ -36,11 +36,10 @@ def prepare(values):
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_integer(
-        "workers", 1, "processes that encode and write, by Apache Beam if more than one", 1,
-        flag_values=values,
-    )  # fmt: skip
+        "workers", 1, "processes of this machine that encode", 1, flag_values=values
+    )
     flags.DEFINE_multi_string(
-        "beam_options", [], "an option of Beam's, as --runner=FlinkRunner, in place of --workers",
+        "beam_options", [], "an option of Apache Beam, which then encodes and writes; repeat it",
         flag_values=values,
     )  # fmt: skip
 

@@ -56,7 +56,7 @@ class RequestData:
 
     Example:
 
-    >>> data = RequestData("data/synthetic/1.0.0")
+    >>> data = RequestData("data/synthetic/1.2.0")
     >>> model = models.create("din", schema=data.schema)
     >>> model.compile(LazyAdam(), LogLoss(), weighted_metrics=[keras.metrics.AUC(name="auc")])
     >>> model.fit(data.batches("train", shuffle_seed=0), validation_data=data.batches("validation"))

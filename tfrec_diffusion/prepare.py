@@ -81,18 +81,6 @@ def _print_report(directory):
             print(f"\n{name}: {json.dumps(value)}")
 
 
-def _beam_options(values):
-    if values.beam_options:
-        return values.beam_options
-    if values.workers > 1:
-        return [
-            "--direct_running_mode=multi_processing",
-            f"--direct_num_workers={values.workers}",
-            "--default_sdk_harness_log_level=WARNING",
-        ]
-    return None
-
-
 def main(values):
     """Runs the command with parsed flags."""
     options = flags.settings(values.set, datasets.builder_class(values.dataset))
@@ -105,7 +93,8 @@ def main(values):
         preparation=requests.Preparation(
             group_by=values.group_by,
             max_bad_rows=values.max_bad_rows,
-            beam_options=_beam_options(values),
+            workers=values.workers,
+            beam_options=values.beam_options or None,
         ),
         **options,
     )

@@ -5,8 +5,8 @@
     python -m tfrec_diffusion.prepare --dataset=synthetic --data_dir=/tmp/requests \
         --set=users=600 --set=history_length=1000 --set=impressions=10 \
         --group_by=request
-    python tools/benchmark_grouping.py --impressions=/tmp/impressions/synthetic/1.3.0 \
-        --requests=/tmp/requests/synthetic/1.3.0
+    python tools/benchmark_grouping.py --impressions=/tmp/impressions/synthetic/1.2.0 \
+        --requests=/tmp/requests/synthetic/1.2.0
 
 The two directories hold one data set, prepared with and without `--group_by=request`. Batches of
 the second have as many impressions as those of the first on average, so that a step means the same.

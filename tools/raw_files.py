@@ -27,9 +27,10 @@ _METADATA = (  # of a book, Python's spelling; the braces are doubled for DuckDB
 def ele_me(directory, rows, seed):
     """Two impressions a user and day, where the published files have one and a half.
 
-    A row has 4.4 kB (published: about 7), and a quarter are clicked (published: 1.8%), so that
-    `negative_rate` keeps more. How many items were published is unknown here: 7 million, say.
+    A row has 4.4 kB (published: about 7), 1.8% are clicked as in the published files. How many
+    items were published is unknown here: 7 million, say.
     """
+    rng = np.random.default_rng(seed)
     synthetic.write_raw(
         directory,
         users=_part(rows, of=16),
@@ -44,6 +45,12 @@ def ele_me(directory, rows, seed):
     for path in directory.glob("*.npy"):  # true probabilities, no part of the format
         written += len(np.load(path, mmap_mode="r"))
         path.unlink()
+    for path in sorted(directory.glob("D*.csv")):
+        lines = path.read_text().splitlines(keepends=True)
+        clicked = np.array([line.startswith("1,") for line in lines])
+        clicked &= rng.random(len(lines)) < 0.018 / clicked.mean()
+        pairs = zip(clicked, lines, strict=True)
+        path.write_text("".join(f"{click:d}{line[1:]}" for click, line in pairs))
     return written
 
 

@@ -1,15 +1,21 @@
 """Beam's workers write what this process would."""
 
 import pytest
+import tensorflow as tf
 
 from tfrec_diffusion.datasets import requests, tables
 from tfrec_diffusion.prepare import prepare
 
-pytest.importorskip("apache_beam")
-pytestmark = pytest.mark.slow
+beam_writer = pytest.importorskip("tfrec_diffusion.datasets.beam_writer", exc_type=ImportError)
 
 
-def test_same_bytes_and_counts(tmp_path, monkeypatch, digests):
+def _records(directory, split):
+    shards = sorted(directory.glob(f"taobao-{split}.tfrecord*"))
+    return list(tf.data.TFRecordDataset(shards).as_numpy_iterator())
+
+
+@pytest.mark.slow
+def test_same_records_and_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(tables.Database, "part_rows", 20)
     lines = [
         f"{user},{(user + 3 * time) % 11},1,pv,{1511539200 + time}"
@@ -18,11 +24,33 @@ def test_same_bytes_and_counts(tmp_path, monkeypatch, digests):
     ]
     (tmp_path / "UserBehavior.csv").write_text("\n".join(lines) + "\n")
     here = prepare("taobao", raw_dir=tmp_path, data_dir=tmp_path / "here")
-    options = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    options = ["--runner=FnApiRunner", "--direct_num_workers=2"]
     there = prepare(
         "taobao",
         raw_dir=tmp_path,
         data_dir=tmp_path / "there",
         preparation=requests.Preparation(beam_options=options),
     )
-    assert digests(there) == digests(here)
+    for split in ("train", "test_99"):
+        assert _records(there, split) == _records(here, split)
+    for name in ("schema.json", "report.json"):
+        assert (there / name).read_bytes() == (here / name).read_bytes()
+
+
+def test_wrong_options_are_an_error_at_once(tmp_path):
+    with pytest.raises(ValueError, match="NoSuchRunner"):
+        prepare(
+            "taobao",
+            raw_dir=tmp_path,
+            data_dir=tmp_path,
+            preparation=requests.Preparation(beam_options=["--runner=NoSuchRunner"]),
+        )
+
+
+def test_a_worker_that_fails_is_one_line(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("Traceback:\n  much\nOSError: no space left")
+
+    monkeypatch.setattr(beam_writer, "_run", fail)
+    with pytest.raises(OSError, match="^Apache Beam: OSError: no space left$"):
+        beam_writer.write({}, None, {}, tmp_path, [])

@@ -158,7 +158,7 @@ def test_report():
 
 def test_bad_rows_are_counted_against_their_limit():
     report = requests.Report(max_bad_rows=0.01)
-    report.read("a.csv", 200)
+    report.read("a.csv", 350)
     report.drop("a.csv", "not wanted", 150, bad=False)
     report.drop("a.csv", "odd", 2, ["a.csv:3"])
     with pytest.raises(

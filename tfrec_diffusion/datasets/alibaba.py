@@ -188,21 +188,19 @@ class Alibaba(requests.RequestBuilder):
         if name in _BEHAVIOR:
             column = f"f_history_{_BEHAVIOR[name]}"
             seen += f" UNION ALL SELECT {column} FROM behaviors WHERE time < {train_until}"
-        counts = database.columns(
-            f"SELECT value, count(*) AS n FROM ({seen}) GROUP BY value ORDER BY value"
-        )
-        values, counts = counts["value"], counts["n"]
         if name == "price":
+            values, counts, _ = database.value_counts(seen)
             return vocabularies.Boundaries.from_counts(
                 name, values, counts, buckets=_PRICE_INTERVALS
             )
+        values, counts, total = database.value_counts(seen, self.min_count)
         return vocabularies.Vocabulary.from_counts(
             name,
             _DTYPES.get(name, "int64"),
             values,
             counts,
-            min_count=self.min_count,
             tiers=_TIERS.get(name, 1),
+            seen=total,
         )
 
 
@@ -239,5 +237,4 @@ def _load_side(database, table, path, key, names):
                 f"ALTER TABLE {table} RENAME COLUMN {tables.quoted(spelled[name])} TO {name}"
             )
     _drop_missing(database, table, key)
-    first = f"SELECT min(rowid) FROM {table} GROUP BY {key}"
-    database.drop(table, f"rowid NOT IN ({first})", f"{key} repeated")
+    database.drop_repeated(table, key, f"{key} repeated")

@@ -59,7 +59,7 @@ class AmazonBooks(next_item.NextItem):
         metadata = self.raw_file("meta_Books.json", _SOURCE)
         columns = {"user": "VARCHAR", "item": "VARCHAR", "time": "BIGINT"}
         self._load(database, "behaviors", reviews, _parse_review, columns)
-        _drop_repeated(database, "behaviors", '"user", item, time', "review repeated")
+        database.drop_repeated("behaviors", '"user", item, time', "review repeated")
         books = {
             item.encode()
             for chunk in database.chunks("SELECT DISTINCT item FROM behaviors")
@@ -69,7 +69,7 @@ class AmazonBooks(next_item.NextItem):
         self._load(
             database, "metadata", metadata, lambda line: _parse_metadata(line, books), columns
         )
-        _drop_repeated(database, "metadata", "item", "asin repeated")
+        database.drop_repeated("metadata", "item", "asin repeated")
         database.execute("ALTER TABLE behaviors ADD COLUMN category VARCHAR DEFAULT ''")
         database.execute(
             "UPDATE behaviors SET category = metadata.category FROM metadata "
@@ -96,9 +96,9 @@ class AmazonBooks(next_item.NextItem):
                         unusable[type(error), str(error)] += 1
                         if unusable[type(error), str(error)] <= _PLACES:
                             places[str(error)].append(f"{path.name}:{number}")
-            except EOFError as error:
+            except tables.DamagedFileError as error:
                 reason = f"damaged from here on ({error})"
-                unusable[_BadLineError, reason] += 1
+                unusable[_BadLineError, reason] += error.lost_lines
                 places[reason].append(f"{path.name}:{number + 1}")
         database.load(table, [rows], columns)
         rows.unlink()
@@ -165,8 +165,3 @@ def _text(value, name):
     if not isinstance(value, str) or not value.isprintable() or not value:
         raise _BadLineError(f"no {name}")
     return value
-
-
-def _drop_repeated(database, table, key, reason):
-    first = f"SELECT min(rowid) FROM {table} GROUP BY {key}"
-    database.drop(table, f"rowid NOT IN ({first})", reason)

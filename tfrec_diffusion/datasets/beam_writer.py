@@ -1,4 +1,4 @@
-"""Encodes and writes requests with Apache Beam (extra `beam`): in many processes or on a cluster.
+"""Encodes and writes requests with Apache Beam (extra `beam`), on a cluster as a rule.
 
 What Beam's workers share with this process is a file system: that of the prepared data sets.
 """
@@ -16,17 +16,38 @@ _COUNTS = "counts"
 def write(splits, encode, writers, scratch, options):
     """Encodes the parts of splits and writes their records; returns when all is written.
 
+    The records and their order are those of a preparation without Beam; TFDS may cut them into
+    shards elsewhere.
+
     Args:
         splits: dict of `requests.Split` by name.
-        encode: `requests.Encoder`.
+        encode: `requests.RecordEncoder`.
         writers: dict of TFDS's `BeamWriter` by split.
         scratch: Directory for temporary files, which all workers see.
         options: list of Beam's pipeline options.
 
     Returns:
-        dict of a `collections.Counter` by split, as `requests.Encoder` counts.
+        dict of a `collections.Counter` by split, as `requests.RecordEncoder` counts.
+
+    Raises:
+        OSError: If a worker fails.
+        ValueError: If the options are wrong.
     """
-    with beam.Pipeline(options=PipelineOptions(options)) as pipeline:
+    try:
+        _run(make_pipeline(options), splits, encode, writers, scratch)
+    except RuntimeError as error:
+        # Beam's own: the last line is what a worker raised.
+        raise OSError(f"Apache Beam: {str(error).strip().splitlines()[-1]}") from error
+    return {name: pickle.loads(_counts_path(scratch, name).read_bytes()) for name in splits}
+
+
+def make_pipeline(options):
+    """A `beam.Pipeline` of such options; what is wrong with them is a `ValueError`."""
+    return beam.Pipeline(options=PipelineOptions(options))
+
+
+def _run(pipeline, splits, encode, writers, scratch):
+    with pipeline:
         for name, split in splits.items():
             # Vocabularies are too large to travel within the pipeline.
             encoder = scratch / f"{name}.encoder"
@@ -44,7 +65,6 @@ def write(splits, encode, writers, scratch, options):
                 | f"{name}: add counts" >> beam.CombineGlobally(_add)
                 | f"{name}: write counts" >> beam.Map(_save, str(_counts_path(scratch, name)))
             )
-    return {name: pickle.loads(_counts_path(scratch, name).read_bytes()) for name in splits}
 
 
 def _counts_path(scratch, split):
@@ -68,6 +88,9 @@ class _Encode(beam.DoFn):
         counts = collections.Counter()
         yield from self._encode(self._split, part, counts)
         yield beam.pvalue.TaggedOutput(_COUNTS, counts)
+
+    def teardown(self):
+        del self._split, self._encode
 
 
 class _Write(beam.PTransform):

@@ -70,13 +70,13 @@ class Clustered(requests.RequestBuilder):
             raise ValueError(
                 f"`group_feature` must be one of {self._of_behaviors}. Received: {group_feature!r}"
             )
-        self._embeddings = _history_embeddings(model_dir, self._source.schema)
-        digest = hashlib.sha256(b"".join(rows.tobytes() for rows in self._embeddings.values()))
+        embeddings = _history_embeddings(model_dir, self._source.schema)
+        digest = hashlib.sha256(b"".join(rows.tobytes() for rows in embeddings.values()))
         self.model_dir = f"{pathlib.Path(model_dir).name} ({digest.hexdigest()[:16]})"
         self.recent = recent
         self.max_size = max_size
         self.group_feature = group_feature
-        self._clusters = {}
+        self._shorten = _Shortening(self._of_behaviors, embeddings, recent, max_size, group_feature)
         config = tfds.core.BuilderConfig(name=self._source.schema.name)
         super().__init__(raw_dir=raw_dir, data_dir=data_dir, config=config)
 
@@ -99,14 +99,14 @@ class Clustered(requests.RequestBuilder):
         reachable = {split: source.best_reachable(split) for split in source.splits}
         if any(reachable.values()):
             self.report.note("best_reachable", reachable)
-        members = np.concatenate([counts for _, counts in self._clusters.values()])
+        members = np.concatenate([counts for _, counts in self._shorten.clusters.values()])
         self.report.note("clusters", {"count": len(members), "members": int(members.sum())})
         vocabs = {
             table.name: _VocabularyFile(source.schema.vocabulary_path(table))
             for table in source.schema.tables
             if table.kind == "vocabulary"
         }
-        encode = functools.partial(self._requests, sizes)
+        encode = functools.partial(_requests, self.raw_dir, self._shorten, sizes)
         return schema, vocabs, {name: requests.Split(encode, [name]) for name in source.splits}
 
     def _cluster(self, split):
@@ -121,16 +121,31 @@ class Clustered(requests.RequestBuilder):
         )  # fmt: skip
         return max(len(self._shorten(history)[0]) for history in histories)
 
-    def _requests(self, sizes, split):
-        for number, request in enumerate(_read(self._source, split, self._source.schema.features)):
-            behaviors, counts = self._shorten(request)
-            shortened = {name: request[name][behaviors] for name in self._of_behaviors}
-            yield number, {**request, **shortened, _SIZE: sizes.encode(counts)}
 
-    def _shorten(self, history):
-        """Which behaviors of a history are left, and for how many each stands: (k,) and (k,)."""
+class _Shortening:
+    """Which behaviors of a history are left, and for how many each stands.
+
+    Args:
+        of_behaviors: Names of the history and behavior features.
+        embeddings: Tables of the history features by name, (rows, dim).
+        recent, max_size, group_feature: As in `Clustered`.
+
+    Attributes:
+        clusters: Virtual behaviors of each older part that came up, by its digest.
+    """
+
+    def __init__(self, of_behaviors, embeddings, recent, max_size, group_feature):
+        self._of_behaviors = of_behaviors
+        self._embeddings = embeddings
+        self._recent = recent
+        self._max_size = max_size
+        self._group_feature = group_feature
+        self.clusters = {}
+
+    def __call__(self, history):
+        """Places in the history, (k,), and numbers of behaviors, (k,)."""
         length = len(history[self._of_behaviors[0]])
-        older = max(0, length - self.recent) // self.recent * self.recent
+        older = max(0, length - self._recent) // self._recent * self._recent
         members, sizes = self._virtual({name: history[name][:older] for name in self._of_behaviors})
         recent = np.arange(older, length)
         return np.concatenate([members, recent]), np.concatenate([sizes, np.ones_like(recent)])
@@ -138,17 +153,17 @@ class Clustered(requests.RequestBuilder):
     def _virtual(self, older):
         """`clustering.virtual_behaviors`, once for equal behaviors."""
         compared = [older[name] for name in self._embeddings]
-        if self.group_feature is None:
+        if self._group_feature is None:
             groups = np.zeros(len(compared[0]), np.int32)
         else:
-            groups = older[self.group_feature]
+            groups = older[self._group_feature]
         key = hashlib.sha256(np.stack([*compared, groups]).tobytes()).digest()
-        if key not in self._clusters:
+        if key not in self.clusters:
             embedded = [table[older[name]] for name, table in self._embeddings.items()]
-            self._clusters[key] = clustering.virtual_behaviors(
-                np.concatenate(embedded, axis=1), groups, self.max_size
+            self.clusters[key] = clustering.virtual_behaviors(
+                np.concatenate(embedded, axis=1), groups, self._max_size
             )
-        return self._clusters[key]
+        return self.clusters[key]
 
 
 class _VocabularyFile:
@@ -195,3 +210,13 @@ def _read(data, split, features):
                 schema_lib.LABEL: labels[i, candidates[i]],
                 schema_lib.GROUP_ID: group_ids[i],
             }
+
+
+def _requests(source_dir, shorten, sizes, split):
+    """The requests of a split of the source, with shorter histories."""
+    source = RequestData(source_dir)
+    of_behaviors = [feature.name for feature in source.schema.group("history", "behavior")]
+    for number, request in enumerate(_read(source, split, source.schema.features)):
+        behaviors, counts = shorten(request)
+        shortened = {name: request[name][behaviors] for name in of_behaviors}
+        yield number, {**request, **shortened, _SIZE: sizes.encode(counts)}

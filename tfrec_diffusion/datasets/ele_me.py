@@ -46,14 +46,16 @@ _INTEGERS = frozenset({"gender", "is_supervip", "hours", "weekdays", "hours_list
 _NUMBERS = frozenset(
     {"avg_price", "ctr_30", "ord_30", "total_amt_30", "rank_7", "rank_30", "rank_90"}
 )
-# Integers as the raw files write them, one or a list, each of which may be missing.
-_INTEGER_TEXT = r"(-?[0-9]{1,15}(\.0*)?)?(;(-?[0-9]{1,15}(\.0*)?)?)*"
+# Integers as the raw files write them, each of which may be missing.
+_INTEGER = r"(-?[0-9]{1,15}(\.0*)?)?"
+_INTEGER_LIST = rf"{_INTEGER}(;{_INTEGER})*"
 _BUCKETS = 20
 # SQL that rounds a number: enough for quantiles, and few enough distinct values to count.
 _UNIT = "pow(10, floor(log10(abs(nullif(value, 0)))) - 2)"
 _THREE_DIGITS = f"coalesce(round_even(value / {_UNIT}, 0) * {_UNIT}, 0)"
 _TIERS = {"item_id": 2}  # of popularity, by table
 _BATCH_ROWS = 8192  # that are encoded at once
+_PART_GROUPS = 4  # of so many rows, that one worker encodes
 _VALIDATION_DAY, _TEST_DAY = 7, 8
 _DAY_0 = (datetime.date(2022, 3, 31) - datetime.date(1970, 1, 1)).days
 
@@ -153,19 +155,21 @@ class EleMe(requests.RequestBuilder):
         super().__init__(raw_dir=raw_dir, data_dir=data_dir)
 
     def convert(self):
-        """As `RequestBuilder.convert`; a part is a raw file's."""
+        """As `RequestBuilder.convert`."""
         files = {
             split: [(day, path) for day in days for path in day_files(self.raw_dir, day)]
             for split, days in split_days(self.train_days).items()
         }
         with tables.Database(self.scratch, self.report) as database:
-            parts = {
-                split: [self._part(database, day, path) for day, path in of_split]
+            paths = {
+                split: [(day, self._typed_rows(database, path)) for day, path in of_split]
                 for split, of_split in files.items()
             }
-            self._report_behaviors(database, [part for of in parts.values() for part in of])
+            self._report_behaviors(database, [path for of in paths.values() for _, path in of])
             vocabs = {
-                feature.table: self._vocabulary(database, feature.table, parts["train"])
+                feature.table: self._vocabulary(
+                    database, feature.table, [path for _, path in paths["train"]]
+                )
                 for feature in self.features
                 if feature.group != "behavior"
             }
@@ -179,14 +183,22 @@ class EleMe(requests.RequestBuilder):
             negative_rate=self.negative_rate,
         )
         encode = _Encode(vocabs, self.history_length)
-        return schema, vocabs, {name: requests.Split(encode, parts[name]) for name in parts}
+        splits = {
+            split: requests.Split(
+                encode, [part for day, path in of_split for part in _parts(day, path)]
+            )
+            for split, of_split in paths.items()
+        }
+        return schema, vocabs, splits
 
-    def _part(self, database, day, path):
+    def _typed_rows(self, database, path):
         """Writes a raw file's usable rows to Parquet, where NULL is missing and lists are lists."""
         name, table = path.name, tables.quoted(path.name)
         columns = ("label", "user_id", "times", *_SCALARS, *_LISTS)
         database.load(name, [path], dict.fromkeys(columns, "VARCHAR"), header=COLUMNS)
         kept = self._kept()
+        ((rest,),) = database.execute(f"SELECT count(*) FILTER (NOT {kept}) FROM {table}")
+        self.report.drop(name, "negative not kept", rest, bad=False)
         faults = _faults()
         # One pass finds those that there are, which are few.
         cases = [f"WHEN {sql} THEN {tables.literal(fault)}" for fault, sql in faults.items()]
@@ -197,21 +209,19 @@ class EleMe(requests.RequestBuilder):
         for fault, sql in faults.items():
             if (fault,) in found:
                 database.drop(name, f"{kept} AND {sql}", fault)
-        ((rows,),) = database.execute(f"SELECT count(*) FROM {table}")
         typed = ", ".join(f"{_typed(column)} AS {column}" for column in columns)
         # Impressions of one request are joined where they follow each other.
         grouped = self._preparation.group_by == "request"
         order = "ORDER BY user_id, times, rowid" if grouped else ""
-        part = self.scratch / f"{name}.parquet"
-        ((written,),) = database.execute(
+        written = self.scratch / f"{name}.parquet"
+        database.execute(
             f"COPY (SELECT {typed} FROM {table} WHERE {kept} {order}) "
-            f"TO {tables.literal(part)} "
+            f"TO {tables.literal(written)} "
             f"(FORMAT parquet, COMPRESSION lz4, ROW_GROUP_SIZE {_BATCH_ROWS})",
             f"Splitting lists of {name}",
         )
-        self.report.drop(name, "negative not kept", rows - written, bad=False)
         database.execute(f"DROP TABLE {table}")
-        return {"file": name, "path": part, "day": _DAY_0 + day}
+        return written
 
     def _kept(self):
         """SQL: whether a row is a positive or one of the negatives that are kept."""
@@ -221,44 +231,42 @@ class EleMe(requests.RequestBuilder):
         number = "md5_number_lower(concat_ws(',', user_id, item_id, times))"
         return f"(coalesce(label, '') <> '0' OR {number} < {int(self.negative_rate * 2**64)})"
 
-    def _report_behaviors(self, database, parts):
+    def _report_behaviors(self, database, paths):
         past = f"coalesce({_SECONDS} > 0, false)"
         ((rows, late, unknown),) = database.execute(
             f"SELECT count(*), count(*) FILTER (NOT {past}), "
             f"count(*) FILTER ({past} AND {_HISTORY_KEY} IS NULL) "
-            f"FROM ({_behaviors(parts)})",
+            f"FROM ({_behaviors(paths)})",
             "Counting behaviors",
         )
         self.report.read("behaviors", rows)
         self.report.drop("behaviors", "not before the impression", late, bad=False)
         self.report.drop("behaviors", f"{_HISTORY_KEY} is missing", unknown, bad=False)
 
-    def _vocabulary(self, database, name, parts):
+    def _vocabulary(self, database, name, paths):
         column = f"{name}_list"
         sources = []
         if name in _SCALARS:
-            sources.append(f"SELECT {name} AS value FROM {_rows(parts)}")
+            sources.append(f"SELECT {name} AS value FROM {_rows(paths)}")
         if column in _LISTS:
             sources.append(
-                f"SELECT {column} AS value FROM ({_behaviors(parts, column)}) "
+                f"SELECT {column} AS value FROM ({_behaviors(paths, column)}) "
                 f"WHERE {_SECONDS} > 0 AND {_HISTORY_KEY} IS NOT NULL"
             )
         value = _THREE_DIGITS if name in _NUMBERS else "value"
-        counts = database.columns(
-            f"SELECT {value} AS value, count(*) AS n FROM ({' UNION ALL '.join(sources)}) "
-            "WHERE value IS NOT NULL GROUP BY 1 ORDER BY 1"
-        )
+        seen = f"SELECT {value} AS value FROM ({' UNION ALL '.join(sources)})"
+        seen += " WHERE value IS NOT NULL"
         if name in _NUMBERS:
-            return vocabularies.Boundaries.from_counts(
-                name, counts["value"], counts["n"], buckets=_BUCKETS
-            )
+            values, counts, _ = database.value_counts(seen)
+            return vocabularies.Boundaries.from_counts(name, values, counts, buckets=_BUCKETS)
+        values, counts, total = database.value_counts(seen, self.min_count)
         return vocabularies.Vocabulary.from_counts(
             name,
             "int64" if name in _INTEGERS else "string",
-            counts["value"],
-            counts["n"],
-            min_count=self.min_count,
+            values,
+            counts,
             tiers=_TIERS.get(name, 1),
+            seen=total,
         )
 
 
@@ -275,12 +283,12 @@ class _Encode:
         self._history_length = history_length
 
     def __call__(self, part):
-        row = 0
+        row = part["first_row"]
         with parquet.ParquetFile(part["path"]) as file:
-            for batch in file.iter_batches(_BATCH_ROWS):
+            for batch in file.iter_batches(_BATCH_ROWS, row_groups=part["row_groups"]):
                 for request in self._requests(batch, part["day"]):
                     row += 1
-                    yield f"{part['file']}:{row}", request
+                    yield f"{part['path'].stem}:{row}", request
 
     def _requests(self, batch, day):
         labels = batch["label"].to_numpy()
@@ -333,6 +341,17 @@ class _Encode:
         return _per_distinct(values, vocabulary.encode)
 
 
+def _parts(day, path):
+    """What a typed file is encoded in: a few row groups each."""
+    with parquet.ParquetFile(path) as file:
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    firsts = np.cumsum([0, *sizes]).tolist()
+    for start in range(0, len(sizes), _PART_GROUPS):
+        groups = list(range(start, min(start + _PART_GROUPS, len(sizes))))
+        first = firsts[start]
+        yield {"path": path, "day": _DAY_0 + day, "row_groups": groups, "first_row": first}
+
+
 def _per_distinct(texts, function):
     """What a function makes of the distinct texts of a pyarrow array, for each of its texts."""
     coded = texts.dictionary_encode("encode")
@@ -355,7 +374,8 @@ def _faults():
             number = f"coalesce(isfinite(TRY_CAST({name} AS DOUBLE)), false)"
             faults[f"{name} has what is no number"] = f"NOT ({missing(name)} OR {number})"
         elif name in _INTEGERS:
-            number = f"regexp_full_match(coalesce({name}, ''), {tables.literal(_INTEGER_TEXT)})"
+            text = tables.literal(_INTEGER_LIST if name in _LISTS else _INTEGER)
+            number = f"regexp_full_match(coalesce({name}, ''), {text})"
             faults[f"{name} has what is no number"] = f"NOT {number}"
     return faults
 
@@ -383,12 +403,12 @@ def _split(column):
     return f"string_split(coalesce({column}, ''), ';')"
 
 
-def _rows(parts):
-    """SQL of the rows of some parts."""
-    return f"read_parquet([{', '.join(tables.literal(part['path']) for part in parts)}])"
+def _rows(paths):
+    """SQL of the rows of typed files."""
+    return f"read_parquet([{', '.join(map(tables.literal, paths))}])"
 
 
-def _behaviors(parts, *columns):
-    """SELECT of the behaviors of some parts: when, of what item, and more columns."""
+def _behaviors(paths, *columns):
+    """SELECT of the behaviors of typed files: when, of what item, and more columns."""
     names = dict.fromkeys((_SECONDS, _HISTORY_KEY, *columns))
-    return f"SELECT {', '.join(f'unnest({n}) AS {n}' for n in names)} FROM {_rows(parts)}"
+    return f"SELECT {', '.join(f'unnest({n}) AS {n}' for n in names)} FROM {_rows(paths)}"

@@ -178,8 +178,7 @@ class Logs(requests.RequestBuilder):
         found = {c: kind for c, kind in types.items() if c in header and c not in columns}
         own = {join.on: key_type, **found}
         database.load(side, paths, own, lenient=found.keys() - strict)
-        first = f"SELECT min(rowid) FROM {tables.quoted(side)} GROUP BY {tables.quoted(join.on)}"
-        database.drop(side, f"rowid NOT IN ({first})", f"{join.on} repeated", bad=False)
+        database.drop_repeated(side, tables.quoted(join.on), f"{join.on} repeated", bad=False)
         columns |= {column: f"{alias}.{tables.quoted(column)}" for column in found}
         return side
 
@@ -281,22 +280,15 @@ class Logs(requests.RequestBuilder):
                     f"WHERE time < {self._spec.train_until}"
                 )
         seen = " UNION ALL ".join(selects)
-        counts = database.columns(
-            f"SELECT value, count(*) AS n FROM ({seen}) GROUP BY value ORDER BY value"
-        )
+        is_vocabulary = table.kind == "vocabulary"
+        least = table.min_count if is_vocabulary else 1
+        values, counts, total = database.value_counts(seen, least)
         if table.dtype == "string":
-            broken = int(vocabularies.has_line_break(counts["value"]).sum())
+            broken = int(vocabularies.has_line_break(values).sum())
             if broken:
                 self.report.note(f"{name}: values with a line break, taken for unknown", broken)
-        if table.kind == "boundaries":
-            return vocabularies.Boundaries.from_counts(
-                name, counts["value"], counts["n"], buckets=table.buckets
-            )
+        if not is_vocabulary:
+            return vocabularies.Boundaries.from_counts(name, values, counts, buckets=table.buckets)
         return vocabularies.Vocabulary.from_counts(
-            name,
-            table.dtype,
-            counts["value"],
-            counts["n"],
-            min_count=table.min_count,
-            tiers=table.tiers,
+            name, table.dtype, values, counts, tiers=table.tiers, seen=total
         )

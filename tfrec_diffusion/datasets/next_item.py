@@ -205,17 +205,16 @@ class NextItem(requests.RequestBuilder):
     def _count_seen(self, database, column):
         """Values of a column among the behaviors that training may see, and how often."""
         positives = self._positives("train")
-        counts = database.columns(
+        values, counts, _ = database.value_counts(
             f"""
-            SELECT "{column}" AS value, count(*) AS n
+            SELECT "{column}" AS value
             FROM by_user
             JOIN (SELECT "user", max(rowid) AS last FROM by_user GROUP BY "user") USING ("user")
             WHERE {_FOLD} < {positives.folds.stop}
                 AND by_user.rowid <= last - {positives.places.start}
-            GROUP BY value ORDER BY value
             """
         )
-        return counts["value"], counts["n"]
+        return values, counts
 
 
 class _Encoder:

@@ -20,6 +20,7 @@ from tensorflow_datasets.core import writer as tfds_writer
 from tensorflow_datasets.proto import tf_example_pb2
 
 from tfrec_diffusion import schema as schema_lib
+from tfrec_diffusion.datasets import workers
 from tfrec_diffusion.locking import lock
 
 REPORT = "report.json"
@@ -42,12 +43,14 @@ class Preparation(NamedTuple):
             candidates and labels, as the candidates of one page do, become one with all of these.
         max_bad_rows: Share of the rows of a file or table, in [0, 1], that may be bad; more is an
             error.
+        workers: Processes of this machine that encode the requests.
         beam_options: Pipeline options of Apache Beam, such as `"--runner=DataflowRunner"`, to
-            encode and write the requests with it; `None`: this process does.
+            encode and write the requests with it instead; `None`: without.
     """
 
     group_by: str = "impression"
     max_bad_rows: float = 0.01
+    workers: int = 1
     beam_options: list[str] | None = None
 
 
@@ -80,6 +83,7 @@ class Report:
     def __init__(self, max_bad_rows=0.01):
         self.max_bad_rows = max_bad_rows
         self._bad = collections.Counter()
+        self._unwanted = collections.Counter()
         self._read = collections.Counter()
         self._dropped = {}
         self._notes = {}
@@ -98,17 +102,19 @@ class Report:
             bad: Whether they should not have been there, while else they are just of no use.
 
         Raises:
-            ValueError: If more rows of the source are bad than `max_bad_rows`.
+            ValueError: If of the rows of the source that might be of use, up to now, more are bad
+                than `max_bad_rows`.
         """
         if not rows:
             return
         drop = self._dropped.setdefault(source, {}).setdefault(reason, {"rows": 0, "places": []})
         drop["rows"] += int(rows)
         drop["places"] = [*drop["places"], *places][: self._PLACES]
-        self._bad[source] += int(rows) if bad else 0
-        if self._bad[source] > self.max_bad_rows * self._read[source]:
+        (self._bad if bad else self._unwanted)[source] += int(rows)
+        wanted = self._read[source] - self._unwanted[source]
+        if self._bad[source] > self.max_bad_rows * wanted:
             raise ValueError(
-                f"{source}: {self._bad[source]:,} of {self._read[source]:,} rows are bad, more "
+                f"{source}: {self._bad[source]:,} of {wanted:,} rows are bad, more "
                 f"than `max_bad_rows`={self.max_bad_rows:g} of them. The last found: {reason} "
                 f"({', '.join(drop['places'])})"
             )
@@ -236,7 +242,8 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _write(self, preparation):
         self._preparation = preparation or Preparation()
         if self._preparation.beam_options is not None:
-            _import_beam_writer()
+            # Before hours of conversion.
+            _import_beam_writer().make_pipeline(self._preparation.beam_options)
         self.report.max_bad_rows = self._preparation.max_bad_rows
         try:
             self.download_and_prepare(
@@ -267,7 +274,7 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         # order, so that no two runs give the same bytes, and takes eight times as long.
         del dl_manager
         schema, vocabularies, splits = self.convert()
-        encode = Encoder(schema, self._preparation.group_by)
+        encode = RecordEncoder(schema, self._preparation.group_by)
         write = self._write_here if self._preparation.beam_options is None else self._write_by_beam
         counts, infos = write(splits, encode, download_config.get_shard_config())
         shutil.rmtree(self.scratch)
@@ -285,18 +292,17 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _write_here(self, splits, encode, shard_config):
         counts, infos = {}, []
-        for name, split in splits.items():
-            writer = self._writer(tfds_writer.Writer, name, shard_config)
-            counts[name] = collections.Counter()
-            with tfds.core.utils.tqdm(
-                desc=f"Writing {name}", unit=" requests", leave=False, mininterval=1.0
-            ) as bar:
-                for part in split.parts:
-                    for key, record in encode(split, part, counts[name]):
-                        writer.write(key, record)
-                        bar.update()
-            self._check_not_empty(name, counts[name])
-            infos.append(self._split_info(name, writer))
+        with workers.Workers(self._preparation.workers, self.scratch) as processes:
+            for name, split in splits.items():
+                writer = self._writer(tfds_writer.Writer, name, shard_config)
+                counts[name] = collections.Counter()
+                for key, record in tfds.core.utils.tqdm(
+                    processes.records(name, split, encode, counts[name]),
+                    desc=f"Writing {name}", unit=" requests", leave=False, mininterval=1.0,
+                ):  # fmt: skip
+                    writer.write(key, record)
+                self._check_not_empty(name, counts[name])
+                infos.append(self._split_info(name, writer))
         return counts, infos
 
     def _write_by_beam(self, splits, encode, shard_config):
@@ -345,7 +351,7 @@ def _import_beam_writer():
     return beam_writer
 
 
-class Encoder:
+class RecordEncoder:
     """Requests of a split's part to serialized `tf.train.Example`s as `Schema.record_spec` says.
 
     Args:

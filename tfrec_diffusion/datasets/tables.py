@@ -95,18 +95,39 @@ def read(path):
         return _as_arrays(connection.execute(f"SELECT * FROM {_parquet([path])}").df())
 
 
+class DamagedFileError(Exception):
+    """A .gz file cannot be read on.
+
+    Attributes:
+        lost_lines: How many lines the unread rest may hold, at least 1: the file may have been
+            longer.
+    """
+
+    def __init__(self, message, lost_lines):
+        super().__init__(message)
+        self.lost_lines = lost_lines
+
+
 def lines(path):
     """Yields the lines of a file, plain or .gz, as bytes.
 
     Raises:
-        EOFError: At the end, if a .gz file is cut off or damaged from there on.
+        DamagedFileError: If a .gz file is cut off or damaged, after the lines before.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as file:
-        try:
+    if path.suffix != ".gz":
+        with path.open("rb") as file:
             yield from file
+        return
+    number = 0
+    with path.open("rb") as raw, gzip.open(raw) as file:
+        try:
+            for line in file:
+                yield line
+                number += 1
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise EOFError(str(error)) from error
+            read = max(1, raw.tell())
+            lost = number * (path.stat().st_size - read) / read
+            raise DamagedFileError(str(error), max(1, round(lost))) from error
 
 
 class Database:
@@ -185,8 +206,9 @@ class Database:
     def load(self, table, paths, columns, *, header=None, lenient=()):
         """Creates `table` with some columns of files; its `rowid` is the order of the rows.
 
-        Rows that cannot be read are counted in the report by reason, with file and line. A .gz file
-        that is cut off or damaged counts as one bad row, and what comes before is read.
+        Rows that cannot be read are counted in the report by reason, with file and line. Of a .gz
+        file that is cut off or damaged what comes before is read; the rest counts as one bad row
+        or, where bytes are left, as many as it may hold.
 
         Args:
             paths: Files of one format with the same columns; .csv, .csv.gz or .parquet.
@@ -199,18 +221,13 @@ class Database:
             ValueError: If a file lacks a column, has other columns than the first, or (Parquet)
                 has it as another type; or if too many rows are bad.
         """
-        try:
-            self._load(table, paths, columns, header, lenient)
-        except OSError as error:
-            if "gzip" not in str(error).lower():
-                raise
-            # Whole copies first, as DuckDB reads nothing of a file that ends early.
-            whole, cuts = self._without_cuts(paths)
-            self._load(table, whole, columns, header, lenient)
-            self._report.read(table, len(cuts))
-            self._report.drop(table, "gzip cut off or damaged from here on", len(cuts), cuts)
-            for path in set(whole) - set(paths):
-                path.unlink()
+        # DuckDB reads nothing of a file that ends early, and anything of one that is damaged.
+        sound, places, lost = self._without_damage(paths)
+        self._load(table, sound, columns, header, lenient)
+        self._report.read(table, lost)
+        self._report.drop(table, "gzip cut off or damaged from here on", lost, places)
+        for path in set(sound) - set(paths):
+            path.unlink()
 
     def drop(self, table, condition, reason, *, bad=True):
         """Deletes the rows of a loaded table where `condition` holds; reports the first of them.
@@ -231,6 +248,26 @@ class Database:
         # Once many are gone, DuckDB may number the others anew.
         if rows and not bad:
             self._files[table] = None
+
+    def drop_repeated(self, table, key, reason, *, bad=True):
+        """Deletes all but the first of the rows with the same `key`, SQL of some columns."""
+        first = f"SELECT min(rowid) FROM {quoted(table)} GROUP BY {key}"
+        self.drop(table, f"rowid NOT IN ({first})", reason, bad=bad)
+
+    def value_counts(self, select, least=1):
+        """How often each value stands in the column `value` of a SELECT.
+
+        Returns:
+            Distinct values, ascending, and their counts, of those that stand at least `least`
+            times; and how often all do together.
+        """
+        self.execute(
+            f"CREATE TABLE counts AS SELECT value, count(*) AS n FROM ({select}) GROUP BY value"
+        )
+        counts = self.columns(f"SELECT value, n FROM counts WHERE n >= {least} ORDER BY value")
+        ((total,),) = self.execute("SELECT coalesce(sum(n), 0)::BIGINT FROM counts")
+        self.execute("DROP TABLE counts")
+        return counts["value"], counts["n"], total
 
     def cut(self, directory, key, queries):
         """Writes results to Parquet files, as many as it takes; equal keys stand in one part.
@@ -337,24 +374,28 @@ class Database:
         before = np.asarray(file.rejected, np.int64) - np.arange(len(file.rejected))
         return f"{file.name}:{line + np.searchsorted(before, line, side='right')} "
 
-    def _without_cuts(self, paths):
-        """The files with copies in place of those that are cut off, and where these end."""
-        whole, cuts = [], []
-        for path in paths:
-            copy = pathlib.Path(self._directory) / path.with_suffix("").name
+    def _without_damage(self, paths):
+        """The files, copies of what is readable for damaged ones; where these end; lines lost."""
+        sound, places, lost = [], [], 0
+        for i, path in enumerate(paths):
+            if path.suffix != ".gz" or _is_sound(path):
+                sound.append(path)
+                continue
+            copy = pathlib.Path(self._directory) / f"{i:05}" / path.stem
+            copy.parent.mkdir()
             number = 0
-            try:
-                with copy.open("wb") as file:
+            with copy.open("wb") as file:
+                try:
                     for line in lines(path):
                         file.write(line)
                         number += 1
-            except EOFError:
-                whole.append(copy)
-                cuts.append(f"{path.name}:{number + 1}")
-            else:
-                whole.append(path)
-                copy.unlink()
-        return whole, cuts
+                except DamagedFileError as error:
+                    if not number:
+                        raise ValueError(f"{path} must be a CSV file: {error}") from error
+                    lost += error.lost_lines
+            sound.append(copy)
+            places.append(f"{path.name}:{number + 1}")
+        return sound, places, lost
 
     def _read_numbers(self, table, name, kind):
         """Turns a column of text into one of numbers."""
@@ -434,6 +475,24 @@ class Database:
             reason = f"{name} is not a number" if name else _REJECTIONS[error]
             self._report.drop(table, reason, rows, places)
         return dict(lines)
+
+
+def _is_sound(path):
+    """Whether a .gz file is whole, by its own checksum."""
+    size = path.stat().st_size
+    with (
+        path.open("rb") as raw,
+        gzip.open(raw) as file,
+        tfds.core.utils.tqdm(
+            desc=f"Checking {path.name}", total=size, unit="B", unit_scale=True, leave=False
+        ) as bar,
+    ):
+        try:
+            while file.read(1 << 20):
+                bar.update(raw.tell() - bar.n)
+        except (EOFError, gzip.BadGzipFile, zlib.error):
+            return False
+    return True
 
 
 class _File(NamedTuple):

@@ -30,7 +30,7 @@ class Vocabulary:
         self._index = pd.Index(self.values)
 
     @classmethod
-    def from_counts(cls, name, dtype, values, counts, *, min_count=1, tiers=1):
+    def from_counts(cls, name, dtype, values, counts, *, min_count=1, tiers=1, seen=None):
         """The values counted at least `min_count` times: most frequent first, ties ascending.
 
         Missing values, and texts with a line break (they cannot stand in a vocabulary file, so
@@ -40,8 +40,9 @@ class Vocabulary:
             values: Distinct raw values, (n,).
             counts: How often each was seen in training, (n,) integers.
             tiers: Tiers of popularity; each holds about the same share of what training sees.
+            seen: How often training saw any value; default: those of `counts`.
         """
-        seen = np.sum(counts)
+        seen = np.sum(counts) if seen is None else seen
         values, counts = _as_array(values, dtype), np.asarray(counts, np.int64)
         keep = (counts >= min_count) & ~_is_missing(values, dtype)
         if dtype == "string":

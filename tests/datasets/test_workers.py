@@ -1,0 +1,68 @@
+"""Processes that encode give what this one would, in its order."""
+
+import collections
+import os
+
+import pytest
+
+from tfrec_diffusion.datasets import requests, tables, workers
+from tfrec_diffusion.prepare import prepare
+
+
+def _count_up(split, part, counts):
+    counts["parts"] += 1
+    for i in range(part):
+        yield f"{part}/{i}", split.encode(i)
+
+
+def _end(split, part, counts):
+    os._exit(1)
+
+
+def _fail(split, part, counts):
+    raise OSError(f"part {part} is damaged")
+
+
+@pytest.mark.slow
+def test_records_come_in_order(tmp_path):
+    split = requests.Split(bytes, [3, 1, 0, 2, 4, 1, 5])
+    made = {}
+    for count in (1, 2):
+        counts = collections.Counter()
+        with workers.Workers(count, tmp_path) as processes:
+            made[count] = list(processes.records("train", split, _count_up, counts))
+        assert counts == {"parts": 7}
+    assert made[1] == made[2]
+    assert [key for key, _ in made[1]][:4] == ["3/0", "3/1", "3/2", "1/0"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("encode", "message"), [(_fail, "part 1 is damaged"), (_end, "a process of `workers` ended")]
+)
+def test_a_failure_is_an_os_error(tmp_path, encode, message):
+    with workers.Workers(2, tmp_path) as processes:
+        records = processes.records("train", requests.Split(bytes, [1]), encode, None)
+        with pytest.raises(OSError, match=message):
+            list(records)
+
+
+@pytest.mark.slow
+def test_same_bytes(tmp_path, monkeypatch, digests):
+    monkeypatch.setattr(tables.Database, "part_rows", 20)
+    lines = [
+        f"{user},{(user + 3 * time) % 11},1,pv,{1511539200 + time}"
+        for user in range(20)
+        for time in range(8)
+    ]
+    (tmp_path / "UserBehavior.csv").write_text("\n".join(lines) + "\n")
+    made = [
+        prepare(
+            "taobao",
+            raw_dir=tmp_path,
+            data_dir=tmp_path / str(count),
+            preparation=requests.Preparation(workers=count),
+        )
+        for count in (1, 2)
+    ]
+    assert digests(made[0]) == digests(made[1])
