@@ -194,7 +194,7 @@ def test_a_cut_off_gzip_of_many_rows_is_read_up_to_there(tmp_path):
     (tmp_path / "UserBehavior.csv.gz").write_bytes(whole[:-9])
     directory = prepare("taobao", raw_dir=tmp_path, data_dir=tmp_path / "data")
     dropped = _report(directory)["sources"]["behaviors"]["dropped"]
-    (place,) = dropped["gzip cut off or damaged from here on"]["places"]
+    (place,) = dropped["gzip cut off or damaged, here at the latest"]["places"]
     assert place.startswith("UserBehavior.csv.gz:")
 
 

@@ -249,7 +249,7 @@ def test_a_gzip_that_is_cut_off_is_read_up_to_there(database, report, tmp_path):
     paths = [tmp_path / "cut.csv.gz", tmp_path / "whole.csv.gz"]
     database.load("t", paths, TYPES, header=["user", "name"])
     config = report.get_config()["sources"]["t"]
-    dropped = config["dropped"].pop("gzip cut off or damaged from here on")
+    dropped = config["dropped"].pop("gzip cut off or damaged, here at the latest")
     (place,) = dropped["places"]
     assert dropped["rows"] == 1
     read = config["kept"] - len(lines)
@@ -264,20 +264,17 @@ def test_a_gzip_that_is_cut_off_is_read_up_to_there(database, report, tmp_path):
 def test_what_a_damaged_gzip_may_still_hold_is_counted(database, report, tmp_path):
     rng = np.random.default_rng(0)
     for name in "ab":
-        lines = "".join(f"{x},{name}\n" for x in rng.integers(1e9, size=50000))
-        whole = bytearray(gzip.compress(lines.encode()))
-        cut = len(whole) // 4
-        whole[cut : cut + 40] = b"\xff" * 40
+        lines = "".join(f"{x},{name}\n" for x in rng.integers(1e9, size=50_000))
+        good = gzip.compress(lines.encode())
         (tmp_path / name).mkdir()
-        (tmp_path / name / "t.csv.gz").write_bytes(whole)
+        (tmp_path / name / "t.csv.gz").write_bytes(good + b"x" * len(good))
     database.load("t", tables.find_files(tmp_path, "*/t.csv.gz"), TYPES, header=["user", "name"])
-    source = report.get_config()["sources"]["t"]
-    dropped = source["dropped"]["gzip cut off or damaged from here on"]
-    assert 20_000 < dropped["rows"] < 80_000
-    # Each file is read once, though they have one name.
-    for name in "ab":
-        ((kept,),) = database.execute(f"SELECT count(*) FROM t WHERE name = '{name}'")
-        assert 5_000 < kept < 45_000
+    # As much as was good is left of each file; a reader is some bytes ahead of what it has given.
+    (drop,) = report.get_config()["sources"]["t"]["dropped"].values()
+    assert 50_000 < drop["rows"] <= 100_000
+    assert drop["places"] == ["t.csv.gz:50001"] * 2
+    assert rows(database)[0][1] == "a" and rows(database)[-1][1] == "b"
+    assert len(rows(database)) == 100_000
 
 
 def test_a_gzip_that_is_cut_off_is_an_error_where_few_rows_may_be_bad(tmp_path):
@@ -286,7 +283,7 @@ def test_a_gzip_that_is_cut_off_is_an_error_where_few_rows_may_be_bad(tmp_path):
     report = Report(max_bad_rows=0.1)
     with (
         tables.Database(tmp_path, report) as database,
-        pytest.raises(ValueError, match=r"gzip cut off or damaged from here on \(cut\.csv\.gz:"),
+        pytest.raises(ValueError, match=r"gzip cut off or damaged, here at the latest \(cut\.csv\.gz:"),
     ):
         database.load("t", [tmp_path / "cut.csv.gz"], TYPES)
 

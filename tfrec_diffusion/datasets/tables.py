@@ -225,7 +225,7 @@ class Database:
         sound, places, lost = self._without_damage(paths)
         self._load(table, sound, columns, header, lenient)
         self._report.read(table, lost)
-        self._report.drop(table, "gzip cut off or damaged from here on", lost, places)
+        self._report.drop(table, "gzip cut off or damaged, here at the latest", lost, places)
         for path in set(sound) - set(paths):
             path.unlink()
 
