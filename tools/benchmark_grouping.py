@@ -71,16 +71,17 @@ def main(_):
         for side in sides.values():
             side.turn(epoch)
     model = sides["impression"].model
+    results = {
+        name: evaluate(model, side.data, "test", side.batch_size) for name, side in sides.items()
+    }
     columns = ("records", "candidates", "bytes", "input/s", "training/s", "AUC", "log loss")
-    print(f"| one record per | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+    print(f"\n| one record per | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
     for name, side in sides.items():
         rates = {kind: statistics.median(values) for kind, values in side.rates.items()}
-        result = evaluate(model, side.data, "test", side.batch_size)
         print(
             f"| {name} | {side.records:,} | {side.candidates:.2f} | {side.bytes:,} "
-            f"| {rates['input']:,.0f} | {rates['training']:,.0f} | {result['auc']:.6f} "
-            f"| {result['log_loss']:.6f} |",
-            flush=True,
+            f"| {rates['input']:,.0f} | {rates['training']:,.0f} | {results[name]['auc']:.6f} "
+            f"| {results[name]['log_loss']:.6f} |"
         )
 
 

@@ -47,10 +47,16 @@ def ele_me(directory, rows, seed):
         path.unlink()
     for path in sorted(directory.glob("D*.csv")):
         lines = path.read_text().splitlines(keepends=True)
+        path.unlink()
         clicked = np.array([line.startswith("1,") for line in lines])
         clicked &= rng.random(len(lines)) < 0.018 / clicked.mean()
         pairs = zip(clicked, lines, strict=True)
-        path.write_text("".join(f"{click:d}{line[1:]}" for click, line in pairs))
+        # Ten files a day were published.
+        day, part = path.stem.split("_")
+        with (directory / f"{day}_{int(part) % 10}.csv.part").open("a") as file:
+            file.writelines(f"{click:d}{line[1:]}" for click, line in pairs)
+    for path in directory.glob("*.part"):
+        path.rename(path.with_suffix(""))
     return written
 
 

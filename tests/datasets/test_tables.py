@@ -57,6 +57,18 @@ def test_rejected_lines_are_counted_with_file_and_line(database, report, tmp_pat
     }
 
 
+def test_rows_that_are_not_wanted_are_empty_and_keep_their_lines(database, report, tmp_path):
+    (tmp_path / "t.csv").write_text("1,a\n2,b\nx\n,c\n3,d\n")
+    path = tmp_path / "t.csv"
+    database.load("t", [path], TYPES, header=("user", "name"), wanted='"user" <> 2')
+    assert rows(database) == [
+        (1, "a", True), (None, None, False), (None, None, False), (3, "d", True)
+    ]  # fmt: skip
+    database.drop("t", "name = 'd'", "is d")
+    places = report.get_config()["sources"]["t"]["dropped"]["is d"]["places"]
+    assert places == ["t.csv:5 {'user': 3, 'name': d, 'wanted': true}"]
+
+
 def test_parquet(database, tmp_path):
     pd.DataFrame({"name": ["a", None], "user": [5, 6]}).to_parquet(tmp_path / "t.parquet")
     database.load("t", [tmp_path / "t.parquet"], TYPES)
@@ -283,7 +295,9 @@ def test_a_gzip_that_is_cut_off_is_an_error_where_few_rows_may_be_bad(tmp_path):
     report = Report(max_bad_rows=0.1)
     with (
         tables.Database(tmp_path, report) as database,
-        pytest.raises(ValueError, match=r"gzip cut off or damaged, here at the latest \(cut\.csv\.gz:"),
+        pytest.raises(
+            ValueError, match=r"gzip cut off or damaged, here at the latest \(cut\.csv\.gz:"
+        ),
     ):
         database.load("t", [tmp_path / "cut.csv.gz"], TYPES)
 

@@ -195,27 +195,27 @@ class EleMe(requests.RequestBuilder):
         """Writes a raw file's usable rows to Parquet, where NULL is missing and lists are lists."""
         name, table = path.name, tables.quoted(path.name)
         columns = ("label", "user_id", "times", *_SCALARS, *_LISTS)
-        database.load(name, [path], dict.fromkeys(columns, "VARCHAR"), header=COLUMNS)
-        kept = self._kept()
-        ((rest,),) = database.execute(f"SELECT count(*) FILTER (NOT {kept}) FROM {table}")
+        types = dict.fromkeys(columns, "VARCHAR")
+        database.load(name, [path], types, header=COLUMNS, wanted=self._kept())
+        ((rest,),) = database.execute(f"SELECT count(*) FILTER (NOT wanted) FROM {table}")
         self.report.drop(name, "negative not kept", rest, bad=False)
         faults = _faults()
         # One pass finds those that there are, which are few.
         cases = [f"WHEN {sql} THEN {tables.literal(fault)}" for fault, sql in faults.items()]
         found = database.execute(
-            f"SELECT DISTINCT CASE {' '.join(cases)} END FROM {table} WHERE {kept}",
+            f"SELECT DISTINCT CASE {' '.join(cases)} END FROM {table} WHERE wanted",
             f"Checking {name}",
         )
         for fault, sql in faults.items():
             if (fault,) in found:
-                database.drop(name, f"{kept} AND {sql}", fault)
+                database.drop(name, f"wanted AND {sql}", fault)
         typed = ", ".join(f"{_typed(column)} AS {column}" for column in columns)
         # Impressions of one request are joined where they follow each other.
         grouped = self._preparation.group_by == "request"
         order = "ORDER BY user_id, times, rowid" if grouped else ""
         written = self.scratch / f"{name}.parquet"
         database.execute(
-            f"COPY (SELECT {typed} FROM {table} WHERE {kept} {order}) "
+            f"COPY (SELECT {typed} FROM {table} WHERE wanted {order}) "
             f"TO {tables.literal(written)} "
             f"(FORMAT parquet, COMPRESSION lz4, ROW_GROUP_SIZE {_BATCH_ROWS})",
             f"Splitting lists of {name}",

@@ -203,7 +203,7 @@ class Database:
             return {name: np.zeros(0, np.int64) for name in names}
         return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
-    def load(self, table, paths, columns, *, header=None, lenient=()):
+    def load(self, table, paths, columns, *, header=None, lenient=(), wanted=None):
         """Creates `table` with some columns of files; its `rowid` is the order of the rows.
 
         Rows that cannot be read are counted in the report by reason, with file and line. Of a .gz
@@ -216,6 +216,8 @@ class Database:
             header: Names of all columns, where CSV files have no header line, nor quotes.
             lenient: Names of columns in which a text that is not a number is taken for missing and
                 counted, while elsewhere such a row is dropped (CSV).
+            wanted: SQL condition on the files' columns. The table gets a column `wanted` that says
+                whether it holds; where it does not, the others are NULL, which costs little.
 
         Raises:
             ValueError: If a file lacks a column, has other columns than the first, or (Parquet)
@@ -223,7 +225,7 @@ class Database:
         """
         # DuckDB reads nothing of a file that ends early, and anything of one that is damaged.
         sound, places, lost = self._without_damage(paths)
-        self._load(table, sound, columns, header, lenient)
+        self._load(table, sound, columns, header, lenient, wanted)
         self._report.read(table, lost)
         self._report.drop(table, "gzip cut off or damaged, here at the latest", lost, places)
         for path in set(sound) - set(paths):
@@ -323,7 +325,7 @@ class Database:
                 raise
             return task.result()
 
-    def _load(self, table, paths, columns, header, lenient):
+    def _load(self, table, paths, columns, header, lenient, wanted):
         if all(path.suffix == ".parquet" for path in paths):
             source = self._parquet(paths, columns)
             types = _parquet_types(paths[0])
@@ -333,14 +335,20 @@ class Database:
             as_text = {n: k for n, k in columns.items() if n in lenient and k != "VARCHAR"}
             source = self._csv(paths, columns | dict.fromkeys(as_text, "VARCHAR"), header)
             stamped = set()
-        selected = ", ".join(
-            (f"epoch_ns({quoted(name)})" if name in stamped else quoted(name))
-            + f"::{'VARCHAR' if name in as_text else kind} AS {quoted(name)}"
+        values = {
+            name: (f"epoch_ns({quoted(name)})" if name in stamped else quoted(name))
+            + f"::{'VARCHAR' if name in as_text else kind}"
             for name, kind in columns.items()
-        )
+        }
+        rows = source
+        if wanted:
+            rows = f"(SELECT *, coalesce({wanted}, false) AS wanted FROM {source})"
+            values = {name: f"CASE WHEN wanted THEN {sql} END" for name, sql in values.items()}
+            values["wanted"] = "wanted"
+        selected = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in values.items())
         of_file = f", filename AS {_FILE}" if len(paths) > 1 else ""
         self.execute(
-            f"CREATE TABLE {quoted(table)} AS SELECT {selected}{of_file} FROM {source}",
+            f"CREATE TABLE {quoted(table)} AS SELECT {selected}{of_file} FROM {rows}",
             f"Reading {table}",
         )
         kept = dict.fromkeys(map(str, paths), 0)
