@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tfrec_diffusion import input_pipeline
-from tfrec_diffusion.datasets.requests import RequestBuilder, Split
+from tfrec_diffusion.datasets.requests import Preparation, RequestBuilder, Split
 from tfrec_diffusion.input_pipeline import RequestData, find_prepared
 from tfrec_diffusion.schema import Feature, Schema, Table
 
@@ -64,6 +64,26 @@ def directory(tmp_path_factory):
 
 def users(batches):
     return np.concatenate([batch[0]["user"] for batch in batches] or [[]]).astype(int).tolist()
+
+
+def test_batches_of_data_by_request_have_alike_numbers_of_candidates(tmp_path):
+    builder = Numbered(data_dir=tmp_path)
+    builder.write(Preparation(group_by="request"))
+    data = RequestData(builder.data_dir)
+
+    def epoch(**arguments):
+        return list(data.batches("train", 10, shuffle_seed=0, **arguments))
+
+    batches = epoch()
+    assert sorted(users(batches)) == list(range(100))
+    most = [label.shape[1] for _, label, _ in batches]
+    # Of 34 requests with one candidate and 33 each with two and three, in batches of ten.
+    assert sorted(most) == [1, 1, 1, 2, 2, 2, 3, 3, 3, 3]
+    assert most != sorted(most), "batches are permuted"
+    padded = sum(float((weight.numpy() == 0).sum()) for _, _, weight in batches)
+    assert padded < 20
+    assert users(epoch(epoch=1)) != users(batches)
+    assert users(epoch(first_batch=3)) == users(batches[3:])
 
 
 def test_batches_have_few_numbers_of_candidates():

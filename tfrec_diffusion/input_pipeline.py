@@ -79,6 +79,9 @@ class RequestData:
                 "`python -m tfrec_diffusion.prepare`"
             )
         self._splits = tfds.builder_from_directory(str(directory)).info.splits
+        self._report = json.loads((self.directory / "report.json").read_text())
+        # Data sets of before there were groups do not say.
+        self._by_request = self._report["options"].get("group_by") == "request"
 
     @property
     def splits(self):
@@ -91,8 +94,7 @@ class RequestData:
         Returns:
             dict of `auc`, `gauc`, `log_loss`.
         """
-        report = json.loads((self.directory / "report.json").read_text())
-        return report.get("best_reachable", {}).get(split)
+        return self._report.get("best_reachable", {}).get(split)
 
     def shards(self, split):
         """The `Shard`s of a split, in order.
@@ -140,7 +142,9 @@ class RequestData:
                 records among the shards already.
             epoch: Number of the epoch, from 0.
             first_batch: Batches to leave out.
-            shuffle_window: Records permuted together.
+            shuffle_window: Records permuted together. Of a data set prepared by request, those of
+                a window with about as many candidates come into one batch, so that few are padded;
+                the batches of a window are permuted, too.
             with_group_id: Adds the int64 (batch,) ids that GAUC groups by.
 
         Returns:
@@ -161,7 +165,8 @@ class RequestData:
         if seed is not None:
             order = np.random.default_rng(seed).permutation(len(shards))
             shards = [shards[i] for i in order]
-        records = _records(shards, first_batch * batch_size, seed, shuffle_window)
+        alike = batch_size if self._by_request and seed is not None else None
+        records = _records(shards, first_batch * batch_size, seed, shuffle_window, alike)
         batches = self.num_batches(split, batch_size) - first_batch
         return (
             records.batch(batch_size)
@@ -191,8 +196,11 @@ class RequestData:
         return features, label, weight
 
 
-def _records(shards, start, seed, window):
-    """Serialized records from the `start`th on, permuted in windows unless `seed` is None."""
+def _records(shards, start, seed, window, alike=None):
+    """Serialized records from the `start`th on, permuted in windows unless `seed` is None.
+
+    `alike` in sequence have about as many candidates, unless it is None.
+    """
     first_of_window = start if seed is None else start // window * window
     skipped = 0
     while shards and skipped + shards[0].records <= first_of_window:
@@ -205,10 +213,21 @@ def _records(shards, start, seed, window):
 
     def permuted(number, batch):
         key = np.random.default_rng(seed).integers(2**31)
-        return tf.random.experimental.stateless_shuffle(batch, seed=[key, number])
+        batch = tf.random.experimental.stateless_shuffle(batch, seed=[key, number])
+        return batch if alike is None else _by_candidates(batch, alike, seed=[key + 1, number])
 
     windows = records.batch(window).enumerate(first_of_window // window)
     return windows.map(permuted).prefetch(1).unbatch().skip(start - first_of_window)
+
+
+def _by_candidates(records, size, seed):
+    """Records in order of their numbers of candidates, then runs of `size` of them permuted."""
+    labels = tf.io.parse_example(records, {LABEL: tf.io.FixedLenFeature((), tf.string)})[LABEL]
+    order = tf.argsort(tf.strings.length(labels), stable=True)
+    whole = tf.size(order) // size * size
+    groups = tf.reshape(order[:whole], (-1, size))
+    groups = tf.random.experimental.stateless_shuffle(groups, seed)
+    return tf.gather(records, tf.concat([tf.reshape(groups, [-1]), order[whole:]], axis=0))
 
 
 def _padded_candidates(most):
