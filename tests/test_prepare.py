@@ -1,3 +1,4 @@
+import functools
 import gzip
 import hashlib
 import os
@@ -114,6 +115,8 @@ def test_interrupted_command_leaves_nothing_whole_and_starts_clean(tmp_path, raw
         [sys.executable, "-m", "tfrec_diffusion.prepare", *arguments, "--set=train_positives=5000"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        # A shell's background jobs ignore Ctrl-C, and so would this one's child.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     while not list(directory.glob("incomplete.*")):
         assert process.poll() is None
