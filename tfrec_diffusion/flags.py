@@ -26,17 +26,18 @@ def prepare(values):
     flags.DEFINE_boolean(
         "overwrite", False, "prepare again what is prepared already", flag_values=values
     )
+    default = requests.Preparation()
     flags.DEFINE_enum(
-        "group_by", "impression", requests.GROUPINGS,
+        "group_by", default.group_by, requests.GROUPINGS,
         "request: one record for impressions that differ in their candidates only",
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_float(
-        "max_bad_rows", 0.01, "share of a raw file's rows that may be bad", 0.0, 1.0,
-        flag_values=values,
+        "max_bad_rows", default.max_bad_rows, "share of a raw file's rows that may be bad",
+        0.0, 1.0, flag_values=values,
     )  # fmt: skip
     flags.DEFINE_integer(
-        "workers", 1, "processes of this machine that encode", 1, flag_values=values
+        "workers", default.workers, "processes of this machine that encode", 1, flag_values=values
     )
     flags.DEFINE_multi_string(
         "beam_options", [], "an option of Apache Beam, which then encodes and writes; repeat it",

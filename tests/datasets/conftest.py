@@ -7,6 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tfrec_diffusion import schema as schema_lib
+from tfrec_diffusion.datasets import tables
 
 
 @pytest.fixture
@@ -55,6 +56,21 @@ def digests():
         }
 
     return of
+
+
+@pytest.fixture
+def taobao_in_parts(tmp_path, monkeypatch):
+    """Directory of a raw file of Taobao's that `Database.cut` makes several parts of."""
+    monkeypatch.setattr(tables.Database, "part_rows", 20)
+    raw_dir = tmp_path / "raw"
+    raw_dir.mkdir()
+    lines = [
+        f"{user},{(user + 3 * time) % 11},1,pv,{1511539200 + time}\n"
+        for user in range(20)
+        for time in range(8)
+    ]
+    (raw_dir / "UserBehavior.csv").write_text("".join(lines))
+    return raw_dir
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 
-from tfrec_diffusion.datasets import requests, tables
+from tfrec_diffusion.datasets import requests
 from tfrec_diffusion.prepare import prepare
 
 beam_writer = pytest.importorskip("tfrec_diffusion.datasets.beam_writer", exc_type=ImportError)
@@ -15,19 +15,12 @@ def _records(directory, split):
 
 
 @pytest.mark.slow
-def test_same_records_and_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables.Database, "part_rows", 20)
-    lines = [
-        f"{user},{(user + 3 * time) % 11},1,pv,{1511539200 + time}"
-        for user in range(20)
-        for time in range(8)
-    ]
-    (tmp_path / "UserBehavior.csv").write_text("\n".join(lines) + "\n")
-    here = prepare("taobao", raw_dir=tmp_path, data_dir=tmp_path / "here")
+def test_same_records_and_counts(tmp_path, taobao_in_parts):
+    here = prepare("taobao", raw_dir=taobao_in_parts, data_dir=tmp_path / "here")
     options = ["--runner=FnApiRunner", "--direct_num_workers=2"]
     there = prepare(
         "taobao",
-        raw_dir=tmp_path,
+        raw_dir=taobao_in_parts,
         data_dir=tmp_path / "there",
         preparation=requests.Preparation(beam_options=options),
     )

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tfrec_diffusion.datasets import requests, tables, workers
+from tfrec_diffusion.datasets import requests, workers
 from tfrec_diffusion.prepare import prepare
 
 
@@ -48,18 +48,11 @@ def test_a_failure_is_an_os_error(tmp_path, encode, message):
 
 
 @pytest.mark.slow
-def test_same_bytes(tmp_path, monkeypatch, digests):
-    monkeypatch.setattr(tables.Database, "part_rows", 20)
-    lines = [
-        f"{user},{(user + 3 * time) % 11},1,pv,{1511539200 + time}"
-        for user in range(20)
-        for time in range(8)
-    ]
-    (tmp_path / "UserBehavior.csv").write_text("\n".join(lines) + "\n")
+def test_same_bytes(tmp_path, taobao_in_parts, digests):
     made = [
         prepare(
             "taobao",
-            raw_dir=tmp_path,
+            raw_dir=taobao_in_parts,
             data_dir=tmp_path / str(count),
             preparation=requests.Preparation(workers=count),
         )

@@ -80,7 +80,7 @@ class Report:
 
     _PLACES = 5
 
-    def __init__(self, max_bad_rows=0.01):
+    def __init__(self, max_bad_rows=Preparation._field_defaults["max_bad_rows"]):
         self.max_bad_rows = max_bad_rows
         self._bad = collections.Counter()
         self._unwanted = collections.Counter()
