@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Tests run each program a few times only: to optimize its code takes XLA longer than that saves.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import keras
 import numpy as np
@@ -16,7 +18,7 @@ def _seed():
     keras.utils.set_random_seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def schema():
     """User and hour beside item and category, the latter two in histories of up to 12 with
     gaps and, as if they were clusters, sizes."""
@@ -45,6 +47,24 @@ def schema():
         ],
         history_length=12,
     )
+
+
+@pytest.fixture(scope="session")
+def write_vocabularies():
+    """Writes the vocabularies of that schema: `write_vocabularies(directory)`."""
+    vocabularies = {
+        "item": range(100, 138),
+        "category": [f"category {i}" for i in range(8)],
+        "hour": range(24),
+    }
+
+    def write(directory):
+        (directory / "vocabularies").mkdir()
+        for table, values in vocabularies.items():
+            text = "".join(f"{value}\n" for value in values)
+            (directory / "vocabularies" / f"{table}.txt").write_text(text)
+
+    return write
 
 
 @pytest.fixture

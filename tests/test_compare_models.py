@@ -52,7 +52,7 @@ def finish(directory, name, flags, validation_auc, **test):
     model_dir = f"--model_dir={directory}"
     metrics = {
         "splits": {"validation": {"auc": validation_auc}, "test": test},
-        "command": ["train.py", "--dataset=logs", "--nojit_compile", *flags, model_dir],
+        "command": ["train.py", *flags, model_dir],
     }
     (directory / "metrics.json").write_text(json.dumps(metrics))
 
@@ -84,7 +84,8 @@ class TestFinishedRuns:
             settings = ["--set=max_length=7"] if model == "din" else []
             for rate, seed in (("0.01", 0), ("0.01", 1), ("0.1", 0)):
                 validation, test = aucs[model, seed] if rate == "0.01" else (0.699, 0.95)
-                flags = [f"--model={model}", *settings, f"--learning_rate={rate}", f"--seed={seed}"]
+                flags = ["--dataset=logs", "--nojit_compile", f"--model={model}", *settings]
+                flags += [f"--learning_rate={rate}", f"--seed={seed}"]
                 finish(
                     *(tmp_path, f"My_logs/{name}_learning_rate={rate}_{seed}", flags, validation),
                     **{"auc": test, "gauc": test - 0.1, "log_loss": 1 - test},
@@ -139,50 +140,62 @@ def test_trains_what_is_missing(data_dir, tmp_path):
     arguments = (tmp_path, comparison, "--learning_rates=0.001,0.1", "--seeds=2")
     runs = tmp_path / "runs" / "Small"
 
-    # Interrupted in its second training.
-    second = runs / "avg_pooling_tower_units=4_learning_rate=0.1_0"
+    of_mean = "clustered_by_avg_pooling_tower_units=4_learning_rate=0.1_0"
+    clustered = ["--dataset=clustered/synthetic", f"--data_dir={runs / of_mean}"]
+
+    # One learning rate has finished everywhere, to no good: the other will be taken.
+    for name, model, setting, more in (
+        ("avg_pooling", "avg_pooling", small, ()),
+        ("avg_pooling", "avg_pooling", "dropout=7", ()),
+        (f"{of_mean}/din", "din", small, clustered),
+    ):
+        given = [*flags.split(), "--nojit_compile", *more, f"--model={model}", f"--set={setting}"]
+        given += ["--learning_rate=0.001", "--seed=0"]
+        finish(tmp_path, f"Small/{name}_{setting}_learning_rate=0.001_0", given, 0)
+
+    # Interrupted in its first training.
+    missing = runs / "avg_pooling_tower_units=4_learning_rate=0.1_0"
     process = subprocess.Popen(
         command(*arguments), cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
     )
-    while not (second / "checkpoints" / "checkpoint").exists() and process.poll() is None:
+    while not (missing / "checkpoints" / "checkpoint").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     stdout, _ = process.communicate()
     assert process.returncode == 130 and "the same command goes on" in stdout
-    with lock(second, "training in"):  # nobody is there any more
-        assert not (second / "metrics.json").exists()
+    with lock(missing, "training in"):  # nobody is there any more
+        assert not (missing / "metrics.json").exists()
     assert list(tables(tmp_path)["Small"]) == [
         "Mean (**1 of 2 learning rates**)",
-        *("Broken (**0 of 2 learning rates**)", "DIN (**0 of 2 learning rates**)"),
+        *("Broken (**1 of 2 learning rates**)", "DIN (**0 of 2 learning rates**)"),
     ]
-    first = runs / "avg_pooling_tower_units=4_learning_rate=0.001_0" / "metrics.json"
-    written = first.stat().st_mtime_ns
+    finished = {path: path.stat().st_mtime_ns for path in runs.rglob("metrics.json")}
+    assert len(finished) == 3
 
     # The same command goes on, and to the end but for the row that fails.
     done = run(*arguments[:2], "--jobs=2", *arguments[2:])
     assert done.returncode == 1
     failed = re.search(r"FAILED\n  (.*)((?:\n  .*)*)", done.stdout)
     assert "--set=dropout=7" in failed[1] and "dropout" in failed[2] and "7" in failed[2]
-    assert first.stat().st_mtime_ns == written
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
     cells = tables(tmp_path)["Small"]
     assert list(cells) == ["Mean", "Broken (**failed**)", "DIN"]
     assert cells["Broken (**failed**)"] == [""] * 6
 
     # As `python -m tfrec_diffusion.train` has measured them.
-    of_mean = f"avg_pooling_{small}_learning_rate={cells['Mean'][0]}_0"
-    for row, directory, model, dataset in (
-        ("Mean", runs, "avg_pooling", "synthetic"),
-        ("DIN", runs / f"clustered_by_{of_mean}", "din", "clustered/synthetic"),
+    for row, run_name, dataset in (
+        ("Mean", "avg_pooling", "synthetic"),
+        ("DIN", f"{of_mean}/din", "clustered/synthetic"),
     ):
-        found = {}
-        for path in directory.glob(f"{model}_*/metrics.json"):
+        assert cells[row][0] == "0.1"
+        tests = []
+        for seed in (0, 1):
+            path = runs / f"{run_name}_{small}_learning_rate=0.1_{seed}" / "metrics.json"
             metrics = json.loads(path.read_text())
-            found[path.parent.name.partition("learning_rate=")[2]] = metrics["splits"]
             assert metrics["flags"]["dataset"] == dataset
-        rate = max(["0.001", "0.1"], key=lambda rate: found[f"{rate}_0"]["validation"]["auc"])
-        assert set(found) == {"0.001_0", "0.1_0", f"{rate}_1"}
-        assert cells[row][0] == rate
+            tests.append(metrics["splits"]["test"])
         for cell, metric in zip(cells[row][1:4], ("auc", "gauc", "log_loss"), strict=True):
-            seeds = [found[f"{rate}_{seed}"]["test"][metric] for seed in (0, 1)]
-            deviation = abs(seeds[0] - seeds[1]) / math.sqrt(2)
-            assert cell == f"{sum(seeds) / 2:.4f} ± {deviation:.4f}"
+            one, other = (test[metric] for test in tests)
+            assert cell == f"{(one + other) / 2:.4f} ± {abs(one - other) / math.sqrt(2):.4f}"
+    # Nothing else was trained: the three that were there, and two seeds of two rows.
+    assert len(list(runs.rglob("metrics.json"))) == 3 + 4

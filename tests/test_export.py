@@ -1,7 +1,6 @@
 import dataclasses
+import json
 import pathlib
-import shutil
-import struct
 import subprocess
 
 import keras
@@ -9,29 +8,35 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis import prediction_log_pb2
 
 from tfrec_diffusion import flags, models
-from tfrec_diffusion.export import correct, export, main
+from tfrec_diffusion.export import export, main
 from tfrec_diffusion.losses import LogLoss
 from tfrec_diffusion.models.base import RankingModel
 from tfrec_diffusion.optimizers import LazyAdam
-from tfrec_diffusion.runs import MODEL_FILE
+from tfrec_diffusion.runs import METRICS_FILE, MODEL_FILE
+from tfrec_diffusion.served_model import correct
 
-ITEMS = np.arange(100, 138)
-CATEGORIES = np.array([f"category {i}" for i in range(8)])
+PACKAGE = pathlib.Path(flags.__file__).parent
 
 
 @pytest.fixture
-def model_dir(schema, tmp_path):
-    (tmp_path / "vocabularies").mkdir()
-    for name, values in (("item", ITEMS), ("category", CATEGORIES), ("hour", range(24))):
-        (tmp_path / "vocabularies" / f"{name}.txt").write_text("".join(f"{v}\n" for v in values))
+def model_dir(write_vocabularies, tmp_path):
+    write_vocabularies(tmp_path)
     return tmp_path
 
 
-@pytest.fixture(params=sorted(models.MODELS))
-def model(request, schema):
-    return models.create(request.param, schema=schema)
+# tests/serving has them all, behind servers.
+@pytest.fixture(scope="module", params=["din", "hierdiffuse", "sdim"])
+def served(request, schema, write_vocabularies, tmp_path_factory):
+    """A model and the signatures of its export."""
+    directory = tmp_path_factory.mktemp(request.param)
+    write_vocabularies(directory)
+    keras.utils.set_random_seed(0)
+    model = models.create(request.param, schema=schema)
+    loaded = tf.saved_model.load(str(export(model, directory, directory / "export")))
+    yield model, loaded.signatures
 
 
 @pytest.fixture
@@ -74,10 +79,14 @@ def expected_scores(model, raw):
     return model(rows).numpy() * (np.array(ROWS["item"]) != 0)
 
 
-def call(signature, values):
+def take(signature, values):
     """Calls a signature with those of the values that it takes."""
     taken = signature.structured_input_signature[1]
-    return signature(**{name: tf.constant(values[name]) for name in taken})["click_probability"]
+    return signature(**{name: tf.constant(values[name]) for name in taken})
+
+
+def call(signature, values):
+    return take(signature, values)["click_probability"]
 
 
 def as_example(raw, i):
@@ -97,32 +106,64 @@ def as_example(raw, i):
     return example.SerializeToString()
 
 
-def test_raw_values_give_the_models_scores(model, model_dir, raw):
-    version = export(model, model_dir, model_dir / "export")
-    served = tf.saved_model.load(str(version)).signatures["serving_default"]
-    np.testing.assert_allclose(call(served, raw), expected_scores(model, raw), rtol=1e-5, atol=1e-7)
+def test_raw_values_give_the_models_scores(served, raw):
+    model, signatures = served
+    scores = call(signatures["serving_default"], raw)
+    np.testing.assert_allclose(scores, expected_scores(model, raw), rtol=1e-5, atol=1e-7)
 
 
-def test_examples_give_the_models_scores(model, model_dir, raw):
-    version = export(model, model_dir, model_dir / "export")
-    served = tf.saved_model.load(str(version)).signatures["examples"]
-    scores = served(examples=tf.constant([as_example(raw, i) for i in range(3)]))
+def test_examples_give_the_models_scores(served, raw):
+    model, signatures = served
+    scores = signatures["examples"](examples=tf.constant([as_example(raw, i) for i in range(3)]))
     np.testing.assert_allclose(
         scores["click_probability"], expected_scores(model, raw), rtol=1e-5, atol=1e-7
     )
-    nothing = served(examples=tf.constant([b""]))["click_probability"]
+    nothing = signatures["examples"](examples=tf.constant([b""]))["click_probability"]
     assert nothing.shape == (1, 0)
+
+
+def test_the_state_of_a_user_scores_other_candidates_later(served, raw):
+    model, signatures = served
+    if not model.has_user_state:
+        assert set(signatures) == {"serving_default", "examples"}
+        return
+    state = take(signatures["user_state"], raw)
+    for later in (raw, {**raw, "hour": raw["hour"][::-1].copy(), "item": raw["item"] + 1}):
+        scores = call(signatures["score"], {**later, **state})
+        expected = call(signatures["serving_default"], later)
+        np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-7)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="as many requests as `item`"):
+        call(signatures["score"], {**raw, **{name: x[:1] for name, x in state.items()}})
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "wrong"),
+    [
+        ("category", "the shape of `item`", lambda x: x[:, :1]),
+        ("price", "the shape of `item`", lambda x: x[:1]),
+        ("history_hour", "the shape of `history_item`", lambda x: x[:, :2]),
+        ("hour", "as many requests of `user`", lambda x: x[:1]),
+    ],
+)
+def test_what_would_broadcast_is_an_error(served, raw, name, other, wrong):
+    _, signatures = served
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"`{name}` must have {other}"):
+        call(signatures["serving_default"], {**raw, name: wrong(raw[name])})
 
 
 def test_a_model_gets_what_is_known_of_each_behavior(model_dir, schema, raw):
     """One whose log-odds are the sum of the rows of the gaps."""
 
-    def tower_inputs(request):
-        rows = keras.ops.cast(request.features["history_gap"], "float32")
-        sums = keras.ops.sum(rows, axis=-1)[:, None, None]
-        return [sums + keras.ops.zeros_like(request.candidate[..., :1])]
+    class SumOfGaps(RankingModel):
+        def __init__(self, schema, **kwargs):
+            def tower_inputs(request):
+                rows = keras.ops.cast(request.features["history_gap"], "float32")
+                sums = keras.ops.sum(rows, axis=-1)[:, None, None]
+                return [sums + keras.ops.zeros_like(request.candidate[..., :1])]
 
-    model = RankingModel(schema, tower_inputs, tower_units=(1,), activation="relu")
+            super().__init__(schema, tower_inputs, **kwargs)
+
+    model = SumOfGaps(schema, tower_units=(1,), activation="relu")
     for name in ("click.tower", "click.logit"):
         model.get_layer(name).set_weights([np.ones((1, 1)), np.zeros(1)])
     model.behavior_features = ("history_gap",)
@@ -149,16 +190,75 @@ def test_what_a_model_does_not_use_of_behaviors_is_no_input(name, used, model_di
     assert ("history_gap" in served.structured_input_signature[1]) == used
 
 
-def test_a_hundred_candidates_equal_one_at_a_time(model, model_dir, raw):
-    version = export(model, model_dir, model_dir / "export")
-    served = tf.saved_model.load(str(version)).signatures["serving_default"]
+def test_a_hundred_candidates_equal_one_at_a_time(served, raw):
+    _, signatures = served
     candidates = ("item", "category", "price")
     many = {k: np.tile(v, 40)[:, :100] if k in candidates else v for k, v in raw.items()}
-    together = call(served, many)
+    together = call(signatures["serving_default"], many)
     for i in (0, 1, 50, 99):
         one = {k: v[:, i : i + 1] if k in candidates else v for k, v in many.items()}
-        alone = call(served, one)
+        alone = call(signatures["serving_default"], one)
         np.testing.assert_allclose(together[:, i : i + 1], alone, rtol=1e-5, atol=1e-7)
+
+
+def test_equal_requests_give_equal_scores(served, raw):
+    _, signatures = served
+    first = call(signatures["serving_default"], raw).numpy()
+    call(signatures["serving_default"], {name: x[1:2] for name, x in raw.items()})
+    np.testing.assert_array_equal(call(signatures["serving_default"], raw), first)
+
+
+def test_a_version_describes_itself(model_dir, schema):
+    model = models.create("hierdiffuse", schema=schema, max_sessions=4)
+    (model_dir / METRICS_FILE).write_text(json.dumps({"splits": {"test": {"auc": 0.7}}}))
+    version = export(model, model_dir, model_dir / "export")
+    described = json.loads((version / "describe.json").read_text())
+    assert (described["model"], described["data_set"]) == ("HierDiffuse", "small")
+    assert described["arguments"]["max_sessions"] == 4
+    assert described["metrics"] == {"test": {"auc": 0.7}}
+    assert described["history_length"] == 12
+    assert described["tables"]["item"] == {"kind": "vocabulary", "rows": 40, "dim": 8}
+    revision = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=PACKAGE, capture_output=True, text=True
+    ).stdout.strip()
+    assert (described["git_revision"] or "").removesuffix("-dirty") == revision
+    signatures = described["signatures"]
+    assert set(signatures) == {"serving_default", "examples", "user_state", "score"}
+    inputs = signatures["serving_default"]["inputs"]
+    assert set(inputs) == {f.name for f in schema.features} - {"history_size"}
+    assert inputs["price"] == {
+        "dtype": "float32",
+        "shape": [None, None],
+        "group": "candidate",
+        "table": "price",
+        "missing": "NaN",
+    }
+    assert inputs["user"]["shape"] == [None] and inputs["user"]["missing"] == ""
+    state = signatures["user_state"]["outputs"]
+    assert state.items() <= signatures["score"]["inputs"].items()
+    score = {"dtype": "float32", "shape": [None, None]}
+    assert signatures["score"]["outputs"] == {"click_probability": score}
+
+
+def test_a_version_has_requests_that_warm_all_signatures_up(model_dir, schema):
+    model = models.create("sdim", schema=schema)
+    version = export(model, model_dir, model_dir / "export")
+    signatures = tf.saved_model.load(str(version)).signatures
+    file = version / "assets.extra" / "tf_serving_warmup_requests"
+    answered = []
+    for record in tf.data.TFRecordDataset(str(file)):
+        request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
+        name = request.model_spec.signature_name
+        inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
+        if "history_item" in inputs:
+            assert inputs["history_item"].shape == (1, 12)
+            assert set(inputs["history_item"][0]) <= set(range(100, 138))
+        outputs = take(signatures[name], inputs)
+        scores = outputs.get("click_probability")
+        answered.append((name, None if scores is None else scores.shape[1]))
+    every = ["serving_default", "examples", "user_state", "score"]
+    candidates = [1, 1, None, 1, 100, 100, None, 100]
+    assert answered == list(zip(every * 2, candidates, strict=True))
 
 
 def test_both_signatures_are_corrected_for_sampled_negatives(model_dir, schema, raw):
@@ -251,26 +351,15 @@ def test_a_wrong_request_gets_tensorflows_own_error(model_dir, schema, raw):
         served(**{**request, "item": tf.constant([["a", "b", "c"]] * 3)})
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to build a C++ program")
-def test_a_program_without_python_gives_the_same_scores(model_dir, schema, raw):
+def test_a_model_is_served_in_mixed_precision(model_dir, schema, raw):
     model = models.create("din", schema=schema)
-    version = export(model, model_dir, model_dir / "export")
-    tensorflow = pathlib.Path(tf.__file__).parent
-    program = model_dir / "saved_model_scores"
-    subprocess.run(
-        ["g++", "-std=c++17", "-D_GLIBCXX_USE_CXX11_ABI=1", "-DEIGEN_MAX_ALIGN_BYTES=64",
-         f"-I{tensorflow}/include", str(pathlib.Path(__file__).parent / "saved_model_scores.cc"),
-         "-o", str(program), f"-L{tensorflow}", "-Wl,--no-as-needed",
-         "-l:libtensorflow_cc.so.2", "-l:libtensorflow_framework.so.2",
-         f"-Wl,-rpath,{tensorflow}"],
-        check=True,
-    )  # fmt: skip
-    examples = [as_example(raw, i) for i in range(3)]
-    file = model_dir / "examples"
-    file.write_bytes(b"".join(struct.pack("<I", len(e)) + e for e in examples))
-    printed = subprocess.run(
-        [str(program), str(version), str(file)], check=True, capture_output=True, text=True
-    ).stdout
-    scores = np.array(printed.split(), "f").reshape(3, 3)
-    np.testing.assert_allclose(scores, expected_scores(model, raw), rtol=1e-6)
+    model.save(model_dir / MODEL_FILE)
+    directories = [f"--model_dir={model_dir}", f"--export_dir={model_dir / 'export'}"]
+    with pytest.raises(SystemExit):
+        flags.run(main, flags.export, ["export", *directories, "--mixed_precision"])
+    version = model_dir / "export" / "1"
+    described = json.loads((version / "describe.json").read_text())
+    assert described["arguments"]["dtype"] == "mixed_bfloat16"
+    served = tf.saved_model.load(str(version)).signatures["serving_default"]
+    scores, expected = call(served, raw), expected_scores(model, raw)
+    assert 0 < np.abs(scores - expected).max() < 0.01

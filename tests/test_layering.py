@@ -22,6 +22,9 @@ ORDER = (
     "flags",
     "prepare",
     "evaluate",
+    "raw_requests",
+    "served_model",
+    "sidecar",
     "export",
     "train",
 )

@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -71,8 +72,10 @@ class TestPlotInterests:
             kept = behaviors["channels"].value_counts().drop("", errors="ignore")
             assert kinds["target"] == 1 and kinds["behavior"] == length
             assert set(kept.index) <= set("123456") and kept.max() <= TOP_P * length
-            embedded = load_model(model_dir).embedding(features)
-            scores = embedded["history"][0].numpy() @ embedded["target"][0, 0].numpy()
+            model = load_model(model_dir)
+            extractor_input = model.get_layer("diffumin.extractor").input
+            history, _, target, _ = keras.Model(model.input, extractor_input)(features)
+            scores = history[0].numpy() @ target[0, 0].numpy()
             nearest = set(np.argsort(scores)[-int(TOP_P * length) :])
             assert set(np.flatnonzero(behaviors["searched"])) == nearest
             for kind in ("channel", "aggregated", "augmented"):

@@ -70,6 +70,7 @@ def train_arguments(data_dir, model_dir, *more):
         "--batch_size=32",
         "--epochs=2",
         "--checkpoint_every=20",
+        "--nojit_compile",
         "--set=dropout=0.1",
         "--set=tower_units=16,8",
         *more,

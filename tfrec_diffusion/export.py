@@ -1,6 +1,6 @@
 """`python -m tfrec_diffusion.export`: a trained model as a SavedModel for TF Serving."""
 
-import dataclasses
+import json
 import os
 import pathlib
 import shutil
@@ -9,11 +9,12 @@ import keras
 import tensorflow as tf
 
 from tfrec_diffusion import flags
-from tfrec_diffusion.layers.lookup import RequestLookup
-from tfrec_diffusion.runs import load_model
-from tfrec_diffusion.schema import PADDING
+from tfrec_diffusion.raw_requests import as_examples, raw_requests
+from tfrec_diffusion.runs import METRICS_FILE, load_model
+from tfrec_diffusion.served_model import ServedModel
+from tfrec_diffusion.sidecar import write_description, write_warmup
 
-OUTPUT = "click_probability"
+_WARMUP_CANDIDATES = (1, 100)
 
 
 def export(model, vocabulary_directory, export_dir, correct_negative_sampling=False):
@@ -28,11 +29,20 @@ def export(model, vocabulary_directory, export_dir, correct_negative_sampling=Fa
     Of a history longer than the model was trained with, the newest behaviors count. What the model
     does not use of the behaviors is no input.
 
+    Of a model that `has_user_state` there are two more. `user_state` takes the user, history and
+    behavior features and returns the state, tensors by name, which a service may keep as long as
+    the user does nothing new; `score` takes the tensors of the state by their names, with the
+    context and candidate features, and returns what `serving_default` would. A state is one
+    version's: another version's `score` must not get it.
+
+    Beside the SavedModel lie `describe.json` and the requests that TF Serving warms it up with: see
+    `sidecar`.
+
     Args:
         model: `RankingModel`.
-        vocabulary_directory: Where `vocabularies/` lies.
+        vocabulary_directory: Where `vocabularies/` lies, and the `metrics.json` of the training.
         export_dir: The version is its next number; it appears under it when it is whole.
-        correct_negative_sampling: Whether both signatures give the probability of a click among all
+        correct_negative_sampling: Whether all signatures give the probability of a click among all
             impressions, with `correct` and the schema's `negative_rate`; else it is that among the
             impressions that the data set kept. Names and ranking are the same either way.
 
@@ -49,77 +59,55 @@ def export(model, vocabulary_directory, export_dir, correct_negative_sampling=Fa
             "`correct_negative_sampling` needs a model of data with a `negative_rate` below 1 in "
             f"its schema. Received: negative_rate={negative_rate} (data set {model.schema.name!r})"
         )
-    unused = {f.name for f in model.schema.group("behavior")} - set(model.behavior_features)
-    schema = dataclasses.replace(
-        model.schema,
-        features=[f for f in model.schema.features if f.name not in unused],
-        directory=str(vocabulary_directory),
-    )
-    lookup = RequestLookup(schema)
-
-    def score(raw):
-        rows = lookup(raw)
-        rows |= dict.fromkeys(unused, tf.zeros_like(rows[schema.history_key]))
-        real = tf.not_equal(rows[schema.candidate_key], PADDING)
-        probability = model(rows, training=False)
-        if correct_negative_sampling:
-            probability = correct(probability, negative_rate)
-        return {OUTPUT: tf.where(real, probability, 0.0)}
-
-    def score_examples(examples):
-        raw = tf.io.parse_example(examples, schema.serving_spec())
-        candidates = raw[schema.candidate_key].bounding_shape(axis=1)
-        behaviors = raw[schema.history_key].bounding_shape(axis=1)
-        for feature in schema.group("candidate", "history", "behavior"):
-            # Also a list that no example has is as long as the others.
-            length = candidates if feature.group == "candidate" else behaviors
-            missing = schema.table(feature.table).missing
-            raw[feature.name] = raw[feature.name].to_tensor(missing, shape=(-1, length))
-        return score(raw)
-
+    served = ServedModel(model, vocabulary_directory, correct_negative_sampling)
     archive = keras.export.ExportArchive()
     archive.track(model)
-    archive.track(lookup)
-    archive.add_endpoint("serving_default", score, input_signature=[schema.serving_signature()])
-    archive.add_endpoint(
-        "examples",
-        score_examples,
-        input_signature=[tf.TensorSpec((None,), tf.string, name="examples")],
-    )
-    return _write(archive, pathlib.Path(export_dir))
+    archive.track(served)
+    for name, (function, inputs) in served.signatures().items():
+        archive.add_endpoint(name, function, input_signature=[inputs])
 
-
-def correct(probability, negative_rate):
-    """q = p / (p + (1 - p) / negative_rate): p as if no negative had been left out of the data.
-
-    Args:
-        probability: float32 tensor in [0, 1], calibrated on the data that was kept.
-        negative_rate: Share of the negatives that was kept, in (0, 1].
-
-    Returns:
-        float32 tensor of that shape, in the same order.
-
-    Reference: He et al., Practical Lessons from Predicting Clicks on Ads at Facebook, ADKDD 2014,
-    section 6.3.
-    """
-    # Rounding each step to float32 would swap the ranks of some neighbors.
-    p = tf.cast(probability, tf.float64)
-    return tf.cast(p / (p + (1 - p) / negative_rate), tf.float32)
-
-
-def _write(archive, export_dir):
+    export_dir = pathlib.Path(export_dir)
     export_dir.mkdir(parents=True, exist_ok=True)
     versions = [int(path.name) for path in export_dir.iterdir() if path.name.isdecimal()]
     version = export_dir / str(max(versions, default=0) + 1)
     aside = export_dir / f"incomplete.{version.name}"
     shutil.rmtree(aside, ignore_errors=True)
     archive.write_out(str(aside), verbose=False)
+    metrics = pathlib.Path(vocabulary_directory) / METRICS_FILE
+    metrics = json.loads(metrics.read_text())["splits"] if metrics.exists() else None
+    write_description(aside, model, served.schema, metrics, correct_negative_sampling)
+    write_warmup(aside, warmup_requests(served))
     os.rename(aside, version)
     return version
 
 
+def warmup_requests(served):
+    """Requests to every signature of a `ServedModel`, with full histories.
+
+    Returns:
+        List of the name of a signature and its inputs, a dict of arrays.
+    """
+    signatures = served.signatures()
+    requests = []
+    for candidates in _WARMUP_CANDIDATES:
+        values = raw_requests(served.schema, candidates=candidates)
+        values["examples"] = as_examples(values)
+        if "user_state" in signatures:
+            user_state, of_user = signatures["user_state"]
+            values |= user_state({name: tf.constant(values[name]) for name in of_user})
+        requests += [
+            (name, {x: values[x] for x in ([inputs.name] if name == "examples" else inputs)})
+            for name, (_, inputs) in signatures.items()
+        ]
+    return requests
+
+
 def main(values):
     model = load_model(values.model_dir)
+    if values.mixed_precision:
+        trained = model
+        model = type(model).from_config({**model.get_config(), "dtype": "mixed_bfloat16"})
+        model.set_weights(trained.get_weights())
     print(export(model, values.model_dir, values.export_dir, values.correct_negative_sampling))
 
 

@@ -94,6 +94,10 @@ def export(values):
         "correct_negative_sampling", False, "serve the click probability among all impressions, "
         "not among those that the data set's `negative_rate` kept", flag_values=values,
     )  # fmt: skip
+    flags.DEFINE_boolean(
+        "mixed_precision", False, "compute in bfloat16 whatever the training did, for a GPU",
+        flag_values=values,
+    )  # fmt: skip
 
 
 def _dataset(values):

@@ -11,6 +11,7 @@ from tfrec_diffusion.schema import Schema
 
 MODEL_FILE = "model.keras"
 FLAGS_FILE = "flags.json"
+METRICS_FILE = "metrics.json"
 
 
 def load_model(model_dir):

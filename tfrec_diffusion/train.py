@@ -21,10 +21,15 @@ from tfrec_diffusion.input_pipeline import RequestData, find_prepared
 from tfrec_diffusion.locking import lock
 from tfrec_diffusion.losses import LogLoss
 from tfrec_diffusion.optimizers import LazyAdam
-from tfrec_diffusion.runs import FLAGS_FILE, MODEL_FILE, check_same_data, load_model
+from tfrec_diffusion.runs import (
+    FLAGS_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    check_same_data,
+    load_model,
+)
 from tfrec_diffusion.schema import Schema
 
-METRICS_FILE = "metrics.json"
 _RUN_FLAGS = (
     "dataset",
     "data_dir",

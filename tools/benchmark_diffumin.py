@@ -9,9 +9,10 @@
 (d) The extractor (eq. 2-8) against its two matrix products alone.
 (e) Inference against the length of the history, and against the steps of sampling.
 
-Random requests with full histories; item and category of dim 20, so that d = 40; c = 4. "XLA" is
-Keras's predict, "graph" is how a SavedModel is served. All numbers of a part are taken in turns, so
-that what else the machine does meets all of them; medians, and ratios of them.
+Random requests with full histories; item and category, of dim d / 2 each (`--dim`; the published
+comparisons have d = 16); c = 4. "XLA" is Keras's predict, "graph" is how a SavedModel is served. All
+numbers of a part are taken in turns, so that what else the machine does meets all of them; medians,
+and ratios of them.
 """
 
 import itertools
@@ -30,16 +31,17 @@ from tfrec_diffusion.losses import LogLoss
 from tfrec_diffusion.optimizers import LazyAdam
 
 PARTS = flags.DEFINE_list("parts", ["a", "b", "c", "d", "e"], "what to measure")
+DIM = flags.DEFINE_integer("dim", 40, "d, the width of a behavior")
 PLOT = flags.DEFINE_string("plot", None, "PNG to draw part e to")
 
-_CHANNELS, _DIM, _BATCH = 4, 40, 256
+_CHANNELS, _BATCH = 4, 256
 _NO_GENERATOR = 0  # in place of a number of steps
 
 
 def create(steps):
     settings = {"generator": None} if steps == _NO_GENERATOR else {"sampling_steps": steps}
     schema = random_requests.schema(history_length=5000)
-    return models.create("diffumin", schema=schema, embedding_dim=_DIM // 2, **settings)
+    return models.create("diffumin", schema=schema, embedding_dim=DIM.value // 2, **settings)
 
 
 def requests(length, batch=_BATCH, candidates=1):
@@ -94,7 +96,7 @@ def pieces(model, features, mode):
     layer = {layer.name.removeprefix("diffumin."): layer for layer in model.layers}
     history, _, target, history_mask = layer["extractor"].input
     ends = {
-        "embedding": (model.input, layer["request.embedding"].output),
+        "embedding": (model.input, [history, target]),
         "channels and extractor": ([history, target, history_mask], layer["extractor"].output),
         "generator": (layer["generator"].input, layer["generator"].output),
         "short-term Transformer": (layer["short_term"].input, layer["short_term"].output),
@@ -123,7 +125,7 @@ def pieces(model, features, mode):
 def part_b(steps=20):
     keras.utils.set_random_seed(0)
     generator = DiffusionGenerator(steps, start="uniform")
-    shape = (_BATCH, _CHANNELS, _DIM)
+    shape = (_BATCH, _CHANNELS, DIM.value)
     generator.build((None, *shape))
     for weight in generator.trainable_weights:
         weight.assign_add(0.1 * tf.random.normal(weight.shape))  # the biases are zero before
@@ -194,12 +196,14 @@ def literal_block(block, tokens, channel):
 def attend(query, key, value, heads):
     """Multi-head attention, (rows, tokens, d) each."""
 
-    def split(x):
-        return tf.transpose(tf.reshape(x, (-1, x.shape[1], heads, _DIM // heads)), (0, 2, 1, 3))
+    dim = query.shape[2]
 
-    scores = tf.matmul(split(query), split(key), transpose_b=True) * (_DIM / heads) ** -0.5
+    def split(x):
+        return tf.transpose(tf.reshape(x, (-1, x.shape[1], heads, dim // heads)), (0, 2, 1, 3))
+
+    scores = tf.matmul(split(query), split(key), transpose_b=True) * (dim / heads) ** -0.5
     attended = tf.transpose(tf.nn.softmax(scores) @ split(value), (0, 2, 1, 3))
-    return tf.reshape(attended, (-1, query.shape[1], _DIM))
+    return tf.reshape(attended, (-1, query.shape[1], dim))
 
 
 def dense(layer, x):
@@ -314,7 +318,7 @@ def draw(path, panels):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(loc="upper left", frameon=False, fontsize=9)
-    figure.suptitle(f"Inference: c = {_CHANNELS}, d = {_DIM}, N = 1")
+    figure.suptitle(f"Inference: c = {_CHANNELS}, d = {DIM.value}, N = 1")
     figure.savefig(path, dpi=150)
 
 

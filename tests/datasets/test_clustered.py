@@ -93,7 +93,7 @@ def model_dir(source, tmp_path_factory):
     model = models.create("avg_pooling", schema=schema, tower_units=(4,))
     for name, places in (("item", ITEMS), ("category", CATEGORIES)):
         rows = np.array([0, -7, *places.values()], np.float32)[:, None]
-        model.embedding.tables[name].embeddings.assign(rows)
+        model.tables[name].embeddings.assign(rows)
     save_run(model, schema, directory)
     return directory
 

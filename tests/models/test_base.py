@@ -1,6 +1,9 @@
+import keras
+import numpy as np
 import pytest
 
 from tfrec_diffusion import models
+from tfrec_diffusion.models.base import RankingModel
 
 
 def test_an_unknown_model_lists_those_there_are(schema):
@@ -9,3 +12,44 @@ def test_an_unknown_model_lists_those_there_are(schema):
         match=r"one of \['avg_pooling', 'can', 'dien', .*'twin', 'twin_v2'\]. Received: 'dinn'",
     ):
         models.create("dinn", schema=schema)
+
+
+def test_a_request_is_embedded_by_groups_and_tied_tables(schema, make_requests):
+    seen = []
+
+    def tower_inputs(request):
+        seen.append(request)
+        return request.tower_inputs()
+
+    model = RankingModel(schema, tower_inputs)
+    features = make_requests(batch=2, candidates=3, length=4)
+    names = ("user", "context", "candidate", "candidate_other", "target", "history", "history_mask")
+    request = keras.Model(model.input, {name: getattr(seen[0], name) for name in names})(features)
+    tables = {name: table.embeddings.numpy() for name, table in model.tables.items()}
+
+    def look_up(*pairs):
+        return np.concatenate([tables[table][features[name]] for name, table in pairs], axis=-1)
+
+    candidate = (("item", "item"), ("category", "category"))
+    np.testing.assert_array_equal(request["user"], look_up(("user", "user")))
+    np.testing.assert_array_equal(request["context"], look_up(("hour", "hour")))
+    np.testing.assert_array_equal(request["candidate"], look_up(*candidate, ("price", "price")))
+    np.testing.assert_array_equal(request["candidate_other"], look_up(("price", "price")))
+    np.testing.assert_array_equal(
+        request["history"],
+        look_up(
+            ("history_item", "item"), ("history_category", "category"), ("history_hour", "hour")
+        ),
+    )
+    hour = np.repeat(look_up(("hour", "hour"))[:, None], 3, axis=1)
+    target = np.concatenate([look_up(*candidate), hour], axis=-1)
+    np.testing.assert_array_equal(request["target"], target)
+    np.testing.assert_array_equal(request["history_mask"], features["history_item"] != 0)
+
+
+def test_one_table_per_schema_table_but_those_of_behaviors_alone(schema):
+    model = models.create("avg_pooling", schema=schema)
+    *embedded, gap, size = schema.tables
+    assert (gap.name, size.name) == ("gap", "size")
+    shapes = [table.embeddings.shape for table in model.tables.values()]
+    assert shapes == [(table.rows, table.dim) for table in embedded]

@@ -60,7 +60,7 @@ def gradients_by_part(model, features, losses):
         moved = set()
         for weight, gradient in zip(model.trainable_weights, gradients, strict=True):
             if gradient is not None and np.abs(tf.convert_to_tensor(gradient)).max() > 0:
-                moved.add(weight.path.removeprefix("request.embedding/").split("/")[0])
+                moved.add(weight.path.removeprefix("table.").split("/")[0])
         reached.append(moved)
     return reached
 
@@ -82,7 +82,7 @@ def test_every_loss_reaches_what_it_should_and_nothing_else(schema, make_request
     assert contrast == extracted | {"diffumin.calibrator"}
     tower = {"user", "price", "diffumin.short_term", "click.tower", "click.logit"}
     assert clicks == extracted | tower
-    parts = {w.path.removeprefix("request.embedding/").split("/")[0] for w in model.weights}
+    parts = {w.path.removeprefix("table.").split("/")[0] for w in model.weights}
     assert parts - {"seed_generator"} == clicks | contrast
 
 

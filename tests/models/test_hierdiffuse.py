@@ -78,7 +78,7 @@ def reached(model, gradients):
             gradient = tf.convert_to_tensor(gradient)
             assert np.isfinite(gradient).all(), weight.path
             if np.abs(gradient).max() > 0:
-                parts.add(weight.path.removeprefix("request.embedding/").split("/")[0])
+                parts.add(weight.path.removeprefix("table.").split("/")[0])
     return parts
 
 

@@ -40,6 +40,6 @@ def test_inherited_arguments_are_in_signature_and_config_and_used(name, schema):
     assert config.items() >= GIVEN.items()
     tower = model.get_layer("click.tower")
     assert (tower.units, tower.activation, tower.dropout) == ((7, 5), "relu", 0.25)
-    assert {table.dim for table in model.embedding.tables.values()} == {6}
-    spread = model.embedding.tables["user"].embeddings.numpy()[1:].std()
+    assert {table.dim for table in model.tables.values()} == {6}
+    spread = model.tables["user"].embeddings.numpy()[1:].std()
     assert 0.15 < spread < 0.25

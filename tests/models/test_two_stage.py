@@ -140,7 +140,7 @@ def test_sdim_pools_what_shares_a_bucket(schema, full_requests):
     for name, target in pairs.items():
         same[name][:, 0] = features[target].reshape(-1)
     assert (model(same) != model(features)).numpy().all()
-    for table in model.embedding.tables.values():
+    for table in model.tables.values():
         values = table.embeddings.numpy()
         values[3:5] = [values[2], -values[2]]  # row 3 equals row 2, row 4 is its opposite
         table.embeddings.assign(values)
@@ -198,7 +198,7 @@ def test_sim_soft_trains_its_search_by_a_loss_of_its_own(schema, make_requests):
     def moved(loss):
         gradients = tape.gradient(loss, model.trainable_weights)
         return {
-            weight.path.removeprefix("request.embedding/").split("/")[0]
+            weight.path.removeprefix("table.").split("/")[0]
             for weight, gradient in zip(model.trainable_weights, gradients, strict=True)
             if gradient is not None and np.abs(tf.convert_to_tensor(gradient)).max() > 0
         }
@@ -371,7 +371,7 @@ def test_the_size_of_a_cluster_helps_it_to_be_retrieved(schema, full_requests):
     model = create("twin_v2", schema, retrieved_length=1, cross_features=())
     features = full_requests(16)
     search = searching(model, "twin_v2")
-    for table in model.embedding.tables.values():
+    for table in model.tables.values():
         table.embeddings.assign(0.02 * table.embeddings)  # products do not outweigh ln n
     for position in range(LENGTH):
         features["history_size"] = np.full((16, LENGTH), ONE, np.int32)

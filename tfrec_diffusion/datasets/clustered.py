@@ -186,7 +186,7 @@ def _history_embeddings(model_dir, schema):
     # Shorter histories in training change nothing of what a row means.
     check_same_data(trained, dataclasses.replace(schema, history_length=trained.history_length))
     return {
-        feature.name: model.embedding.tables[feature.table].embeddings.numpy()
+        feature.name: model.tables[feature.table].embeddings.numpy()
         for feature in schema.group("history")
     }
 

@@ -121,28 +121,41 @@ class HashBucketPooling(_SimHash):
         self._add_directions(history_shape[-1], self.num_hashes * self.hash_bits)
 
     def call(self, history, target, history_mask):
-        real = ops.cast(history_mask, "float32")[..., None]
-        codes, wanted = self.codes(history), self.codes(target)
-        history = ops.cast(history, "float32") * real
+        wanted = self.codes(target)
         # Of fewer candidates than buckets their own are filled, else all. No `tf.cond`: XLA takes
         # the shapes of its results for open ones.
         candidates, buckets = tf.shape(target)[1], 2**self.hash_bits
         few, count = candidates < buckets, tf.minimum(candidates, buckets)
-        every = tf.range(float(buckets))[:, None]
-        filled = self._fill(tf.where(few, wanted[:, :count], every[:count]), codes, history)
+        filled = self._fill(
+            history, history_mask, tf.where(few, wanted[:, :count], self._every_bucket()[:count])
+        )
         order = tf.cast(tf.range(candidates), "float32")[:, None]
-        places = tf.cast(tf.where(few, order + tf.zeros_like(wanted), wanted), "int32")
-        found = tf.gather(filled, tf.transpose(places, (0, 2, 1)), batch_dims=2)
-        return ops.cast(ops.mean(found, axis=1), self.compute_dtype)
+        return self._look_up(filled, tf.where(few, order + tf.zeros_like(wanted), wanted))
 
-    def _fill(self, wanted, codes, history):
-        """Normalized sums of the wanted buckets (batch, m, G) of each hash: (batch, G, m, d)."""
-        falls = ops.equal(codes[:, :, None], wanted[:, None])  # (batch, length, m, G)
-        shape = ops.shape(falls)
+    def split(self):
+        """Two layers that do the same: the first fills all buckets, (batch, 2^tau, G, d)."""
+        return _Buckets(self), _BucketLookup(self)
+
+    def _every_bucket(self):
+        return tf.range(2.0**self.hash_bits)[:, None]
+
+    def _fill(self, history, history_mask, wanted):
+        """Normalized sums of the wanted buckets (batch, m, G): (batch, m, G, d)."""
+        falls = ops.equal(self.codes(history)[:, :, None], wanted[:, None])
+        shape = ops.shape(falls)  # (batch, length, m, G)
         falls = ops.cast(ops.reshape(falls, (*shape[:2], shape[2] * shape[3])), "float32")
-        sums = tf.matmul(falls, history, transpose_a=True)
-        sums = ops.reshape(sums, (shape[0], *shape[2:], history.shape[-1]))
-        return tf.transpose(unit_length(sums), (0, 2, 1, 3))
+        real = ops.cast(history_mask, "float32")[..., None]
+        sums = tf.matmul(falls, ops.cast(history, "float32") * real, transpose_a=True)
+        return unit_length(ops.reshape(sums, (shape[0], *shape[2:], history.shape[-1])))
+
+    def _look_up(self, filled, places):
+        """Means over the hashes of what stands at the places (batch, candidates, G)."""
+        batch, count, hashes, dim = ops.shape(filled)
+        # As one list, because oneDNN takes longer to transpose than all the rest does.
+        places = tf.cast(places, "int32") * hashes + tf.range(hashes)
+        filled = ops.reshape(filled, (batch, count * hashes, dim))
+        found = tf.gather(filled, places, batch_dims=1)  # (batch, candidates, G, d)
+        return ops.cast(ops.mean(found, axis=2), self.compute_dtype)
 
     def codes(self, x):
         """(..., d) to the bucket in each hash, float32 integers (..., G)."""
@@ -156,3 +169,33 @@ class HashBucketPooling(_SimHash):
     def get_config(self):
         config = {"num_hashes": self.num_hashes, "hash_bits": self.hash_bits}
         return {**super().get_config(), **config}
+
+
+class _Buckets(keras.layers.Layer):
+    """All buckets of a `HashBucketPooling`."""
+
+    def __init__(self, pooling):
+        super().__init__(autocast=False)
+        self.pooling = pooling
+
+    def call(self, history, history_mask):
+        wanted = self.pooling._every_bucket() + tf.zeros((self.pooling.num_hashes,))
+        return self.pooling._fill(history, history_mask, wanted[None])
+
+    def compute_output_spec(self, history, history_mask):
+        shape = (history.shape[0], 2**self.pooling.hash_bits, self.pooling.num_hashes)
+        return keras.KerasTensor((*shape, history.shape[-1]), "float32")
+
+
+class _BucketLookup(keras.layers.Layer):
+    """The interests of candidates in what `_Buckets` gave."""
+
+    def __init__(self, pooling):
+        super().__init__(autocast=False)
+        self.pooling = pooling
+
+    def call(self, buckets, target):
+        return self.pooling._look_up(buckets, self.pooling.codes(target))
+
+    def compute_output_spec(self, buckets, target):
+        return keras.KerasTensor(target.shape, self.pooling.compute_dtype)

@@ -25,7 +25,7 @@ class RequestLookup(tf.Module):
         }
 
     def __call__(self, raw):
-        """Looks a request up.
+        """Looks a request up, or some groups of its features.
 
         Args:
             raw: dict of tensors as `Schema.serving_signature`; histories are padded with the
@@ -34,14 +34,19 @@ class RequestLookup(tf.Module):
         Returns:
             dict of int32 tensors as `Schema.keras_inputs`, with the newest behaviors of a history
             that is too long.
+
+        Raises:
+            tf.errors.InvalidArgumentError: When run, if features differ in how many requests,
+                candidates or behaviors they have.
         """
-        rows = {
-            feature.name: self._rows(self.schema.table(feature.table), raw[feature.name])
-            for feature in self.schema.features
-        }
-        newest = _newest(rows[self.schema.history_key], self.schema.history_length)
-        for feature in self.schema.group("history", "behavior"):
-            rows[feature.name] = tf.gather(rows[feature.name], newest, batch_dims=1)
+        schema = self.schema
+        given = [feature for feature in schema.features if feature.name in raw]
+        with tf.control_dependencies(_same_shapes(schema, raw, given)):
+            rows = {f.name: self._rows(schema.table(f.table), raw[f.name]) for f in given}
+        if schema.history_key in rows:
+            newest = _newest(rows[schema.history_key], schema.history_length)
+            for feature in schema.group("history", "behavior"):
+                rows[feature.name] = tf.gather(rows[feature.name], newest, batch_dims=1)
         return rows
 
     def _rows(self, table, raw):
@@ -60,6 +65,27 @@ class RequestLookup(tf.Module):
         missing = tf.math.is_nan(raw) if table.dtype == "float32" else tf.equal(raw, table.missing)
         rows = tf.ensure_shape(tf.cast(rows, tf.int32), raw.shape)
         return tf.where(missing, PADDING, rows)
+
+
+def _same_shapes(schema, raw, features):
+    """Checks that there are as many requests of all features, and lists of a group are as long.
+
+    What broadcasts would give scores, of something else than was asked for.
+    """
+    history = schema.history_key
+    keys = {"candidate": schema.candidate_key, "history": history, "behavior": history}
+    checks = []
+    for feature in features:
+        name, key = feature.name, keys.get(feature.group)
+        if key in (None, name):
+            key, axes, what = features[0].name, 1, "as many requests"
+        else:
+            axes, what = 2, "the shape"
+        shape, expected = (tf.shape(raw[x])[:axes] for x in (name, key))
+        checks.append(
+            tf.debugging.assert_equal(shape, expected, f"`{name}` must have {what} of `{key}`")
+        )
+    return checks
 
 
 def _vocabulary(path, table):

@@ -5,12 +5,13 @@ import inspect
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 from tfrec_diffusion.layers.arguments import choose
-from tfrec_diffusion.layers.embedding import RequestEmbedding
+from tfrec_diffusion.layers.embedding import TableEmbedding
 from tfrec_diffusion.layers.mlp import MLP
 from tfrec_diffusion.layers.search import BehaviorRows
-from tfrec_diffusion.schema import Schema
+from tfrec_diffusion.schema import PADDING, Schema
 
 
 class RankingModel(keras.Model):
@@ -46,9 +47,13 @@ class RankingModel(keras.Model):
 
     Attributes:
         behavior_features: Names of the schema's behavior features that the model uses.
+        has_user_state: Whether most of the work is done with the user alone, and what candidates
+            need of it (`user_state.split`) is worth keeping for the user's next requests.
+        tables: dict of the `TableEmbedding` of each of the schema's tables that is embedded.
     """
 
     behavior_features = ()
+    has_user_state = False
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -75,13 +80,18 @@ class RankingModel(keras.Model):
         **kwargs,
     ):
         schema = as_schema(schema)
-        embedding = RequestEmbedding(
-            schema.with_dim(embedding_dim), embedding_stddev, name="request.embedding", dtype=dtype
-        )
+        embedded = {feature.table for feature in schema.embedded_features}
+        tables = {
+            table.name: TableEmbedding(
+                table.rows, table.dim, embedding_stddev, dtype=dtype, name=f"table.{table.name}"
+            )
+            for table in schema.with_dim(embedding_dim).tables
+            if table.name in embedded
+        }
         tower = MLP(tower_units, activation, dropout, dtype=dtype, name="click.tower")
         logit = keras.layers.Dense(1, dtype=dtype, name="click.logit")
         inputs = schema.keras_inputs()
-        request = Request(schema, inputs, embedding)
+        request = Request(schema, inputs, tables)
         logits = logit(tower(tower_inputs(request), candidate_mask=request.candidate_mask))
         outputs = keras.layers.Activation("sigmoid", dtype="float32", name="click.probability")(
             keras.layers.Reshape((-1,), dtype="float32", name="click.logits")(logits)
@@ -93,14 +103,16 @@ class RankingModel(keras.Model):
         self.dropout = dropout
         self.embedding_dim = embedding_dim
         self.embedding_stddev = embedding_stddev
-        self.embedding = embedding
+        self.tables = tables
 
     def get_config(self):
         arguments = inspect.signature(type(self)).parameters.keys()
         return {
             **{name: getattr(self, name) for name in arguments - {"kwargs"}},
             "name": self.name,
-            "dtype": keras.saving.serialize_keras_object(self.embedding.dtype_policy),
+            "dtype": keras.saving.serialize_keras_object(
+                self.get_layer("click.tower").dtype_policy
+            ),
             "schema": self.schema.get_config(),
         }
 
@@ -138,38 +150,53 @@ class RankingModel(keras.Model):
 class Request:
     """The symbolic tensors of a request, as a model's constructor puts its layers together.
 
+    Embeddings are concatenated in the schema's order.
+
     Args:
         schema: `Schema`.
         features: dict of symbolic inputs, `Schema.keras_inputs`.
-        embedding: `RequestEmbedding`.
+        tables: dict of the `TableEmbedding`s.
 
     Attributes:
         features: The inputs, rows of the tables.
-        user: User and context features, (batch, dim); `None` if there are none.
-        candidate, target, history, candidate_mask, history_mask: See `RequestEmbedding`.
-        candidate_other: As there; `None` if there are none.
+        user, context: Embedded features, (batch, dim); `None` if there are none.
+        candidate: All candidate features, (batch, candidates, dim).
+        candidate_other: Those that no history feature is compared with; `None` if there are none.
+        target: For each history feature the candidate's (or context's) value of the same table,
+            (batch, candidates, d).
+        history: (batch, length, d).
+        candidate_mask: bool (batch, candidates), True = real.
+        history_mask: bool (batch, length), True = real.
         history_key: Name of the feature that tells behaviors apart.
     """
 
-    def __init__(self, schema, features, embedding):
-        embedded = embedding(features)
-        self.features = features
-        self.user = embedded.get("request")
-        self.candidate = embedded["candidate"]
-        self.candidate_other = embedded.get("candidate_other")
-        self.candidate_mask = embedded["candidate_mask"]
-        self.target = embedded["target"]
-        self.history = embedded["history"]
-        self.history_mask = embedded["history_mask"]
-        self.history_key = schema.history_key
+    def __init__(self, schema, features, tables):
+        embedded = {f.name: tables[f.table](features[f.name]) for f in schema.embedded_features}
+        candidate = schema.group("candidate")
+        compared = [schema.target_of(f) for f in schema.group("history")]
+        other = [f for f in candidate if f not in compared]
         self._schema = schema
-        self._embedding = embedding
+        self._tables = tables
         self._rows_at = BehaviorRows(name="request.behaviors")
+        self.features = features
+        self.user = _concatenate(embedded, schema.group("user"))
+        self.context = _concatenate(embedded, schema.group("context"))
+        self.candidate = _concatenate(embedded, candidate)
+        self.candidate_other = _concatenate(embedded, other)
+        self.history = _concatenate(embedded, schema.group("history"))
+        for feature in compared:
+            if feature.group == "context":
+                of_each = ops.ones_like(self.candidate[..., :1])
+                embedded[feature.name] = of_each * embedded[feature.name][:, None]
+        self.target = _concatenate(embedded, compared)
+        self.candidate_mask = ops.not_equal(features[schema.candidate_key], PADDING)
+        self.history_mask = ops.not_equal(features[schema.history_key], PADDING)
+        self.history_key = schema.history_key
 
     def tower_inputs(self, *interests):
         """User and context, candidate, and what a model made of the history."""
-        user = [] if self.user is None else [self.user]
-        return [*user, self.candidate, *interests]
+        known = [x for x in (self.user, self.context) if x is not None]
+        return [*known, self.candidate, *interests]
 
     def at(self, positions, real):
         """The request with some behaviors of its history only, embedded by themselves.
@@ -184,13 +211,21 @@ class Request:
         Returns:
             `Request` with the `history` (batch, .., k, d).
         """
+        history = self._schema.group("history")
         of_behaviors = self._schema.group("history", "behavior")
         rows = {feature.name: self.features[feature.name] for feature in of_behaviors}
+        rows = self._rows_at(rows, positions, real)
+        embedded = {f.name: self._tables[f.table](rows[f.name]) for f in history}
         selected = copy.copy(self)
-        selected.features = {**self.features, **self._rows_at(rows, positions, real)}
-        selected.history = self._embedding(selected.features)["history"]
+        selected.features = {**self.features, **rows}
+        selected.history = _concatenate(embedded, history)
         selected.history_mask = real
         return selected
+
+
+def _concatenate(embedded, features):
+    """Side by side, in this order; `None` of no features."""
+    return ops.concatenate([embedded[f.name] for f in features], axis=-1) if features else None
 
 
 def as_schema(schema):

@@ -154,7 +154,8 @@ class DiffuMIN(RankingModel):
             o = decomposition(target)
             r = extractor(history, o, target, history_mask)
             flatten = keras.layers.Reshape((-1, r.shape[2] * r.shape[3]), name="diffumin.flatten")
-            inputs = [x for x in (request.user, request.candidate_other) if x is not None]
+            known = (request.user, request.context, request.candidate_other)
+            inputs = [x for x in known if x is not None]
             if aggregated_in_tower:
                 inputs.append(flatten(r))
             if generator is not None:

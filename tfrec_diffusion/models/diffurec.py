@@ -36,6 +36,8 @@ class DiffuRec(RankingModel):
         https://arxiv.org/abs/2304.00686
     """
 
+    has_user_state = True
+
     def __init__(
         self,
         schema,

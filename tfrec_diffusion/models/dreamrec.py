@@ -36,6 +36,8 @@ class DreamRec(RankingModel):
         https://arxiv.org/abs/2310.20453
     """
 
+    has_user_state = True
+
     def __init__(
         self,
         schema,

@@ -165,7 +165,7 @@ class HierDiffuse(RankingModel):
                     conditions, counts, dispersions = (
                         x[:, :0] for x in (conditions, counts, dispersions)
                     )
-                real = ops.any(candidate_mask, axis=1) & ops.any(history_mask, axis=1)
+                real = ops.any(history_mask, axis=1)
                 weights = guide(conditions, counts, dispersions)
                 interests = [fuse(interest, conditions, weights, real)]
             if target_attention:
@@ -197,3 +197,4 @@ class HierDiffuse(RankingModel):
         self.condition_dropout = condition_dropout
         self.curriculum_steps = curriculum_steps
         self.target_attention = target_attention
+        self.has_user_state = not target_attention

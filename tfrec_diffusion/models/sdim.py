@@ -32,6 +32,8 @@ class SDIM(RankingModel):
         https://arxiv.org/abs/2205.10249
     """
 
+    has_user_state = True
+
     def __init__(self, schema, num_hashes=48, hash_bits=3, short_length=50, num_heads=4, **kwargs):
         # === Layers ===
         dtype = kwargs.get("dtype")

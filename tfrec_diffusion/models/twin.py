@@ -137,5 +137,5 @@ class ConsistentAttention:
         embedded, bias = self.cross(request)
         if self.log_size is not None:
             size = self.log_size(request)
-            bias = size if bias is None else bias + size
+            bias = size if bias is None else size + bias
         return embedded, bias

@@ -1,0 +1,68 @@
+"""Small SavedModels with weights that are not the initial ones, and the program that runs them."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from tfrec_diffusion import models
+from tfrec_diffusion.export import export
+
+sys.path.append(str(pathlib.Path(__file__).parents[2] / "tools" / "serving"))
+from saved_model_program import compile_program
+
+VOCABULARIES = {
+    "item": range(100, 138),
+    "category": [f"category {i}" for i in range(8)],
+    "hour": range(24),
+}
+SMALL = {
+    "diffumin": {"sampling_steps": 2, "tower_units": (32, 16)},
+    "diffurec": {"sampling_steps": 2},
+    "dreamrec": {"sampling_steps": 2},
+    "hierdiffuse": {"tower_units": (32, 16)},
+}
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="needs g++ to build a C++ program"
+)
+
+
+def compiled(tmp_path_factory):
+    """The program, compiled once by all processes of a test run."""
+    directory = tmp_path_factory.getbasetemp()
+    return compile_program(directory.parent if "PYTEST_XDIST_WORKER" in os.environ else directory)
+
+
+def with_vocabularies(schema, directory):
+    """Writes the vocabularies of the shared test schema; returns the schema that knows them."""
+    (directory / "vocabularies").mkdir()
+    for table, values in VOCABULARIES.items():
+        text = "".join(f"{value}\n" for value in values)
+        (directory / "vocabularies" / f"{table}.txt").write_text(text)
+    return dataclasses.replace(schema, directory=str(directory))
+
+
+def export_small(name, schema, directory):
+    """Exports a small model of the shared test schema.
+
+    Returns:
+        The model, the schema that knows its vocabularies, and the version's path.
+    """
+    schema = with_vocabularies(schema, directory)
+    keras.utils.set_random_seed(0)
+    model = models.create(name, schema=schema, **SMALL.get(name, {}))
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        if weight.dtype == "float32":
+            value = weight.numpy() + rng.uniform(0, 0.2, weight.shape).astype("f")
+            if weight.path.endswith("embeddings"):
+                value[0] = 0  # padding stays so under training
+            weight.assign(value)
+    version = export(model, directory, directory / "versions")
+    return model, schema, version

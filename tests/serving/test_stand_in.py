@@ -1,0 +1,232 @@
+"""The stand-in for TF Serving answers as the real server's protos and sources say."""
+
+import http.client
+import json
+import shutil
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from serving.stand_in import StandIn
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    predict_pb2,
+    prediction_log_pb2,
+    prediction_service_pb2_grpc,
+)
+
+
+class Doubler(tf.Module):
+    """`serving_default`: twice x, and how many; `labels`: its one output is not named in REST."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = tf.Variable(factor, dtype=tf.float32)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 2), tf.float32, name="x")])
+    def scale(self, x):
+        return {"scaled": self.factor * x, "rows": tf.shape(x)[0]}
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((None,), tf.string, name="text"),
+            tf.TensorSpec((None,), tf.int64, name="number"),
+        ]
+    )
+    def join(self, text, number):
+        tf.debugging.assert_greater_equal(number, tf.constant(-1, tf.int64), "too small")
+        return {"length": tf.strings.length(text) + tf.cast(number % 10, tf.int32)}
+
+
+def save(factor, directory, warm_up=()):
+    model = Doubler(factor)
+    signatures = {"serving_default": model.scale, "join": model.join}
+    tf.saved_model.save(model, str(directory), signatures)
+    if warm_up:
+        (directory / "assets.extra").mkdir()
+        with tf.io.TFRecordWriter(
+            str(directory / "assets.extra" / "tf_serving_warmup_requests")
+        ) as writer:
+            for request in warm_up:
+                log = prediction_log_pb2.PredictionLog()
+                log.predict_log.request.CopyFrom(request)
+                writer.write(log.SerializeToString())
+
+
+def predict_request(signature="", version=None, model="doubler", **inputs):
+    request = predict_pb2.PredictRequest(
+        inputs={name: tf.make_tensor_proto(value) for name, value in inputs.items()}
+    )
+    request.model_spec.name, request.model_spec.signature_name = model, signature
+    if version is not None:
+        request.model_spec.version.value = version
+    return request
+
+
+X = np.array([[1, 2]], "f")
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory):
+    """Version 2 doubles, version 10 multiplies by ten; the rest is not a version."""
+    directory = tmp_path_factory.mktemp("doubler")
+    save(2.0, directory / "2", warm_up=[predict_request(x=X)])
+    save(10.0, directory / "10")
+    (directory / "incomplete.11").mkdir()
+    return directory
+
+
+@pytest.fixture(scope="module")
+def server(versions):
+    with StandIn({"doubler": versions}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def service(server):
+    with grpc.insecure_channel(server.address) as channel:
+        yield prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+
+@pytest.fixture
+def rest(server):
+    """`rest(path, body)`: status and decoded answer; a body that is bytes goes as it is."""
+    connection = http.client.HTTPConnection(server.rest_address)
+
+    def ask(path, body=None):
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body)
+        connection.request("GET" if body is None else "POST", path, body)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+
+    yield ask
+    connection.close()
+
+
+def test_the_newest_version_by_number_answers(service):
+    answer = service.Predict(predict_request(x=X))
+    assert tf.make_ndarray(answer.outputs["scaled"]).tolist() == [[10, 20]]
+    assert tf.make_ndarray(answer.outputs["rows"]) == 1
+    assert answer.model_spec.version.value == 10
+    assert answer.model_spec.signature_name == "serving_default"
+
+
+def test_a_version_may_be_asked_for(service):
+    answer = service.Predict(predict_request(x=X, version=2))
+    assert tf.make_ndarray(answer.outputs["scaled"]).tolist() == [[2, 4]]
+
+
+def test_only_the_outputs_asked_for(service):
+    request = predict_request(x=X)
+    request.output_filter.append("rows")
+    assert list(service.Predict(request).outputs) == ["rows"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "message"),
+    [
+        (predict_request(x=X, model="other"), "NOT_FOUND", "other"),
+        (predict_request(x=X, version=3), "NOT_FOUND", "Specific(doubler, 3)"),
+        (predict_request("absent", x=X), "FAILED_PRECONDITION", '"absent" not found'),
+        (predict_request(), "INVALID_ARGUMENT", "Missing but required: ['x']"),
+        (predict_request(x=X, y=X), "INVALID_ARGUMENT", "Sent extra: ['y']"),
+        (predict_request(x=[[1, 2]]), "INVALID_ARGUMENT", "x is expected to be float32 but int32"),
+        (predict_request(x=X[0]), "INVALID_ARGUMENT", "x is expected to have the shape (None, 2)"),
+        (predict_request("join", text=["a"], number=tf.constant([-2], tf.int64)),
+         "INVALID_ARGUMENT", "too small"),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_gets_a_code_and_a_reason(service, request_, code, message):
+    with pytest.raises(grpc.RpcError) as error:
+        service.Predict(request_)
+    assert error.value.code().name == code
+    assert message in error.value.details()
+
+
+def test_a_tensor_whose_bytes_do_not_fit_its_shape(service):
+    request = predict_request(x=X)
+    request.inputs["x"].tensor_content = b"123"
+    with pytest.raises(grpc.RpcError) as error:
+        service.Predict(request)
+    assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "tensor parsing error: x" in error.value.details()
+
+
+def test_metadata_over_both_protocols(service, rest):
+    request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+    request.model_spec.name = "doubler"
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    answer = service.GetModelMetadata(request)
+    assert answer.metadata["signature_def"].Unpack(signatures)
+    x = signatures.signature_def["serving_default"].inputs["x"]
+    assert (x.dtype, [dim.size for dim in x.tensor_shape.dim]) == (tf.float32, [-1, 2])
+    status, answer = rest("/v1/models/doubler/versions/2/metadata")
+    assert (status, answer["model_spec"]["version"]) == (200, "2")
+    x = answer["metadata"]["signature_def"]["signature_def"]["serving_default"]["inputs"]["x"]
+    assert x["dtype"] == "DT_FLOAT"
+    assert x["tensor_shape"]["dim"] == [{"size": "-1"}, {"size": "2"}]
+
+
+def test_rest_answers_in_columns(rest):
+    body = {"inputs": {"x": [[1, 2.5]]}}
+    assert rest("/v1/models/doubler:predict", body) == (
+        200,
+        {"outputs": {"scaled": [[10, 25]], "rows": 1}},
+    )
+    _, answer = rest("/v1/models/doubler/versions/2:predict", body)
+    assert answer["outputs"]["scaled"] == [[2, 5]]
+
+
+def test_a_single_output_has_no_name_in_rest_and_base64_is_bytes(rest):
+    body = {
+        "signature_name": "join",
+        "inputs": {"text": ["é", {"b64": "/w=="}], "number": [2**53 + 1, 0]},  # ends in 3
+    }
+    assert rest("/v1/models/doubler:predict", body) == (200, {"outputs": [5, 1]})
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("other:predict", {"inputs": {"x": [[1, 2]]}}, 404, "other"),
+        ("doubler/versions/3:predict", {"inputs": {"x": [[1, 2]]}}, 404, "3"),
+        ("doubler/labels/new:predict", {"inputs": {"x": [[1, 2]]}}, 400, "label: new"),
+        ("doubler:classify", {}, 400, "Malformed"),
+        ("doubler:predict", b"{", 400, "'inputs'"),
+        ("doubler:predict", b"[" * 10_000, 400, "'inputs'"),
+        ("doubler:predict", b"\xff", 400, "'inputs'"),
+        ("doubler:predict", [1], 400, "'inputs'"),
+        ("doubler:predict", {"signature_name": "absent", "inputs": {}}, 400, '"absent" not found'),
+        ("doubler:predict", {"inputs": {}}, 400, "['x']"),
+        ("doubler:predict", {"inputs": {"x": [["a", 2]]}}, 400, "x is not of expected type"),
+        ("doubler:predict", {"inputs": {"x": [[1], [1, 2]]}}, 400, "x is not of expected type"),
+        ("doubler:predict", {"inputs": {"x": [[1, 2, 3]]}}, 400, "shape"),
+    ],
+)
+def test_a_wrong_rest_request_gets_a_status_and_a_reason(rest, path, body, status, message):
+    given, answer = rest(f"/v1/models/{path}", body)
+    assert given == status and message in answer["error"]
+    assert rest("/v1/models/doubler:predict", {"inputs": {"x": [[1, 2]]}})[0] == 200
+
+
+@pytest.mark.parametrize("length", ["-1", "many"])
+def test_a_body_of_no_length(server, length):
+    connection = http.client.HTTPConnection(server.rest_address)
+    connection.putrequest("POST", "/v1/models/doubler:predict")
+    connection.putheader("Content-Length", length)
+    connection.endheaders()
+    assert connection.getresponse().status == 400
+
+
+def test_a_version_whose_warm_up_fails_is_refused(versions, tmp_path):
+    shutil.copytree(versions / "10", tmp_path / "1")
+    save(1.0, tmp_path / "12", warm_up=[predict_request(x=X), predict_request(x=X[0])])
+    with pytest.raises(ValueError, match=r"12/assets.extra.*warm-up request 1 failed: x is"):
+        StandIn({"doubler": tmp_path})
+
+
+def test_a_directory_without_versions(tmp_path):
+    with pytest.raises(ValueError, match="must hold versions"):
+        StandIn({"doubler": tmp_path})

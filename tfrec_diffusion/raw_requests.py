@@ -1,0 +1,63 @@
+"""Requests of raw values made up from a schema: they warm a server up, and load it in tests."""
+
+import itertools
+
+import numpy as np
+import tensorflow as tf
+
+_VALUES = 1000
+
+
+def raw_requests(schema, batch=1, candidates=100, length=None, seed=0):
+    """Requests as clients send them, with values that the vocabularies know.
+
+    Args:
+        schema: `Schema` with the `directory` of its vocabularies.
+        batch: How many.
+        candidates: Of each.
+        length: Behaviors of each; `None`: the schema's `history_length`.
+        seed: Of the choice.
+
+    Returns:
+        dict of arrays as `Schema.serving_signature`: int64, float32, or object of `str`.
+    """
+    rng = np.random.default_rng(seed)
+    length = schema.history_length if length is None else length
+    shapes = {"candidate": (batch, candidates), "history": (batch, length)}
+    shapes["behavior"] = shapes["history"]
+    requests = {}
+    for feature in schema.features:
+        values = _values(schema, schema.table(feature.table), rng)
+        requests[feature.name] = rng.choice(values, shapes.get(feature.group, (batch,)))
+    return requests
+
+
+def _values(schema, table, rng):
+    if table.kind == "boundaries":
+        low, high = (table.boundaries[0], table.boundaries[-1]) if table.boundaries else (0, 1)
+        return rng.uniform(low - 1, high + 1, _VALUES).astype("float32")
+    if table.kind == "vocabulary":
+        with open(schema.vocabulary_path(table), encoding="utf-8", newline="\n") as lines:
+            values = [line.removesuffix("\n") for line in itertools.islice(lines, _VALUES)]
+    else:
+        values = []
+    values = values or rng.integers(0, 10**9, _VALUES).astype(str).tolist()
+    return np.array(values, object) if table.dtype == "string" else np.array(values).astype("int64")
+
+
+def as_examples(requests):
+    """Requests of `raw_requests` as serialized `tf.train.Example`s: object array (batch,)."""
+    examples = []
+    for values in zip(*requests.values(), strict=True):
+        example = tf.train.Example()
+        for name, value in zip(requests, values, strict=True):
+            value = np.atleast_1d(value)
+            entry = example.features.feature[name]
+            if value.dtype.kind == "i":
+                entry.int64_list.value.extend(value)
+            elif value.dtype.kind == "f":
+                entry.float_list.value.extend(value)
+            else:
+                entry.bytes_list.value.extend(text.encode() for text in value)
+        examples.append(example.SerializeToString())
+    return np.array(examples, object)

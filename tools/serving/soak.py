@@ -1,0 +1,152 @@
+r"""Mixed random requests for a long time: does memory grow, does any score change?
+
+    TF_ENABLE_ONEDNN_OPTS=0 python tools/serving/soak.py --model_dir=runs/din \
+        --saved_model=serving/din/1
+
+The SavedModel runs in a program without Python, a stand-in for TF Serving. Each request is random
+in its signature, values and sizes; every tenth is broken and must get an error. Some requests are
+remembered, and must get bitwise the same scores whenever they come again. Memory is compared
+between the second fifth of the requests and the last one: the first warms the allocator up.
+Exits with status 1 if memory grew, a score changed or a broken request got scores.
+
+oneDNN keeps what it has made for each new shape, until its cache is full: with it, memory grows for
+thousands of requests of random sizes, and then no more.
+"""
+
+import sys
+import tempfile
+from typing import NamedTuple
+
+import mixed_requests
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+from saved_model_program import SavedModelProgram, compile_program
+
+from tfrec_diffusion.schema import Schema
+
+MODEL_DIR = flags.DEFINE_string("model_dir", None, "of the trained model", required=True)
+SAVED_MODEL = flags.DEFINE_string("saved_model", None, "a version of its export", required=True)
+REQUESTS = flags.DEFINE_integer("requests", 20_000, "how many", 10)
+CANDIDATES = flags.DEFINE_integer("candidates", 200, "at most", 1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 4, "users of a request, at most", 1)
+ALLOWED_MB = flags.DEFINE_float("allowed_mb", 32, "growth of memory that is not reported", 0)
+SEED = flags.DEFINE_integer("seed", 0, "of the requests")
+
+_REMEMBERED = 32
+
+
+class Report(NamedTuple):
+    """What became of the requests.
+
+    Args:
+        resident_bytes: Of the program, after each request.
+        changed: How many remembered requests got other scores when they came again.
+        unnoticed: How many broken requests got scores.
+    """
+
+    resident_bytes: np.ndarray
+    changed: int
+    unnoticed: int
+
+    @property
+    def growth(self):
+        """Bytes, from the second fifth of the requests to the last."""
+        fifths = np.array_split(self.resident_bytes, 5)
+        return float(np.median(fifths[4]) - np.median(fifths[1]))
+
+    @property
+    def slope(self):
+        """Bytes a request, by least squares over all but the first fifth."""
+        settled = self.resident_bytes[len(self.resident_bytes) // 5 :]
+        return float(np.polyfit(np.arange(len(settled)), settled, 1)[0])
+
+    def passed(self, allowed_mb):
+        """Whether all is as it should be, with so much growth."""
+        return self.growth <= allowed_mb * 1e6 and not self.changed and not self.unnoticed
+
+
+class Sizes(NamedTuple):
+    """The largest that a random request may be."""
+
+    batch: int
+    candidates: int
+    length: int
+
+
+def soak(program, inputs, schema, sizes, count, seed=0):
+    """Sends random requests, one after the other.
+
+    Args:
+        program: `SavedModelProgram`.
+        inputs: As `mixed_requests.signature_inputs`.
+        schema: `Schema` with the `directory` of its vocabularies.
+        sizes: `Sizes`.
+        count: Number of requests.
+        seed: Of the requests.
+
+    Returns:
+        `Report`.
+    """
+    rng = np.random.default_rng(seed)
+    signatures = mixed_requests.scoring(inputs)
+    scores_of = {}
+    resident_bytes, changed, unnoticed = [], 0, 0
+    for number in range(count):
+        kind = rng.random()
+        again = kind < 0.2 and scores_of
+        made_from = int(rng.choice(list(scores_of))) if again else number
+        signature, request = _request(schema, signatures, sizes, (seed, made_from))
+        if kind > 0.9:
+            unnoticed += not _refused(program, inputs, request)
+        else:
+            scores = mixed_requests.score(program, inputs, signature, request)
+            if again:
+                changed += not np.array_equal(scores, scores_of[made_from])
+            elif len(scores_of) < _REMEMBERED:
+                scores_of[number] = scores
+        resident_bytes.append(program.resident_bytes)
+        if (number + 1) % max(count // 20, 1) == 0:
+            print(f"{number + 1:7d} requests: {program.resident_bytes / 1e6:8.1f} MB", flush=True)
+    return Report(np.array(resident_bytes, float), changed, unnoticed)
+
+
+def _request(schema, signatures, sizes, seed):
+    rng = np.random.default_rng(seed)
+    batch, candidates = (rng.integers(1, most + 1) for most in (sizes.batch, sizes.candidates))
+    length = rng.integers(0, sizes.length + 1)
+    made = mixed_requests.mixed_requests(schema, batch, candidates, length, rng.integers(2**31))
+    return rng.choice(signatures), made
+
+
+def _refused(program, inputs, request):
+    """Whether there are no scores for a request with one feature of twice as many users."""
+    values = {name: request[name] for name in inputs["serving_default"]}
+    name = max(values)
+    values[name] = np.concatenate([values[name]] * 2)
+    try:
+        program.run("serving_default", values)
+    except tf.errors.InvalidArgumentError:
+        return True
+    return False
+
+
+def main(_):
+    schema = Schema.load(MODEL_DIR.value)
+    sizes = Sizes(BATCH_SIZE.value, CANDIDATES.value, 2 * schema.history_length)
+    inputs = mixed_requests.signature_inputs(SAVED_MODEL.value)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        SavedModelProgram(compile_program(directory), SAVED_MODEL.value) as program,
+    ):
+        report = soak(program, inputs, schema, sizes, REQUESTS.value, SEED.value)
+    first, last = report.resident_bytes[[0, -1]] / 1e6
+    print(f"memory: {first:.1f} MB at the start, {last:.1f} MB at the end")
+    print(f"growth: {report.growth / 1e6:+.1f} MB, {report.slope / 1e3:+.3f} kB a request")
+    print(f"scores that changed: {report.changed}; broken requests with scores: {report.unnoticed}")
+    if not report.passed(ALLOWED_MB.value):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app.run(main)
