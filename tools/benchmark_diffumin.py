@@ -9,8 +9,8 @@
 (d) The extractor (eq. 2-8) against its two matrix products alone.
 (e) Inference against the length of the history, and against the steps of sampling.
 
-Random requests with full histories; item and category, of dim d / 2 each (`--dim`; the published
-comparisons have d = 16); c = 4. "XLA" is Keras's predict, "graph" is how a SavedModel is served. All
+Random requests with full histories; item and category, of dim d / 2 each (`--dim`; d is 16 in the
+published comparisons); c = 4. "XLA" is Keras's predict, "graph" is how a SavedModel is served. All
 numbers of a part are taken in turns, so that what else the machine does meets all of them; medians,
 and ratios of them.
 """

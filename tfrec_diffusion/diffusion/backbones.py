@@ -99,16 +99,17 @@ class TransformerDenoiser(keras.layers.Layer):
         return self.of_time(sinusoids(t, self.x_0.units))
 
     def condition(self, y):
-        """y as it is."""
-        return y
+        """y as it is, and the blocks' weights."""
+        return y, [block.fold() for block in self.blocks]
 
     def call(self, x, time, condition):
-        x = x + ops.zeros_like(condition)
-        tokens = ops.stack([x, condition], axis=2) + time[..., None, :]
-        for i, block in enumerate(self.blocks):
-            asking = tokens[:, :, :1] if i == self.num_blocks - 1 else tokens
-            tokens = block(asking, apply(block.query, asking), apply(block.key_value, tokens), None)
-        return apply(self.x_0, tokens[:, :, 0])
+        y, folded = condition
+        tokens = ops.stack([x + ops.zeros_like(y), y]) + time
+        tokens = ops.reshape(tokens, (2, -1, y.shape[-1]))  # (2, batch * conditions, d)
+        for i, (block, weights) in enumerate(zip(self.blocks, folded, strict=True)):
+            asking = tokens[:1] if i == self.num_blocks - 1 else tokens
+            tokens = block(asking, tokens, weights)
+        return ops.reshape(apply(self.x_0, tokens), ops.shape(y))
 
     def get_config(self):
         config = {"num_blocks": self.num_blocks, "num_heads": self.num_heads}

@@ -7,10 +7,14 @@ from keras import ops
 
 from tfrec_diffusion.layers.arguments import check_positive_integers
 
+_EPSILON = 1e-6
+
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class DenoiserBlock(keras.layers.Layer):
     """Post-norm Transformer block: self-attention, then guidance by a channel, then feed-forward.
+
+    Many independent problems at once, of a few tokens each.
 
     Cross-attention to one key has the softmax weight 1, whatever the query: it is a linear map of
     the channel. Its query and key projections have no effect and are left out (eq. 16-17).
@@ -40,7 +44,7 @@ class DenoiserBlock(keras.layers.Layer):
             return layer
 
         def norm():
-            layer = keras.layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy)
+            layer = keras.layers.LayerNormalization(epsilon=_EPSILON, dtype=self.dtype_policy)
             layer.build((None, dim))
             return layer
 
@@ -55,45 +59,97 @@ class DenoiserBlock(keras.layers.Layer):
         self.ffn_in = dense(dim, self.ffn_factor * dim, "relu")
         self.ffn_out, self.ffn_norm = dense(self.ffn_factor * dim, dim), norm()
 
-    def guide(self, channel):
-        """What cross-attention to `channel` adds to every token: (..., d) to (..., d)."""
-        return apply(self.guide_out, apply(self.guide_value, channel))
+    def fold(self, channel=None):
+        """The weights as `call` needs them, made once for all steps.
 
-    def call(self, tokens, query, key_value, guide):
+        But for the division by a deviation, norms are linear: they are part of the kernels around
+        them. A bias of the keys adds the same to all scores of a query, which the softmax does not
+        see; one of the values passes through it, and is part of the output's.
+
+        Args:
+            channel: With `channel_guidance`, that of each problem, (problems, d).
+
+        Returns:
+            dict of tensors.
+        """
+        dim = self.out.units
+        center = ops.eye(dim, dtype=self.compute_dtype) - 1 / dim
+        temperature = (dim // self.num_heads) ** -0.5
+        key, value = ops.split(self.key_value.kernel, 2, axis=1)
+        value_bias = self.key_value.bias[dim:]
+        folded = {
+            "query": self.query.kernel * temperature,
+            "query_bias": self.query.bias * temperature,
+            "key": key,
+            "value": value,
+            "out": ops.matmul(self.out.kernel, center),
+            "out_bias": ops.matmul(ops.matmul(value_bias, self.out.kernel) + self.out.bias, center),
+        }
+        norm = self.attention_norm
+        if self.channel_guidance:
+            guide = apply(self.guide_out, apply(self.guide_value, channel))
+            folded["unguided"] = norm.gamma[:, None] * center
+            folded["guide"] = ops.matmul(norm.beta + guide, center)
+            norm = self.guide_norm
+        return folded | {
+            "ffn_in": norm.gamma[:, None] * self.ffn_in.kernel,
+            "ffn_in_bias": ops.matmul(norm.beta, self.ffn_in.kernel) + self.ffn_in.bias,
+            "ffn_out": ops.matmul(self.ffn_out.kernel, center),
+            "ffn_out_bias": ops.matmul(norm.beta + self.ffn_out.bias, center),
+            "ffn_residual": norm.gamma[:, None] * center,
+            "scale": ops.convert_to_tensor(self.ffn_norm.gamma),
+            "shift": ops.convert_to_tensor(self.ffn_norm.beta),
+        }
+
+    def call(self, asking, tokens, folded):
         """One block.
 
         Args:
-            tokens: Those that ask, (rows, problems, queries, d).
-            query: Their queries, of the same shape.
-            key_value: (rows, problems, tokens, 2 d).
-            guide: `guide` of each problem's channel, (rows, problems, 1, d), or `None`.
+            asking: The tokens that are read back, (queries, problems, d).
+            tokens: All tokens, (tokens, problems, d).
+            folded: Of `fold`.
 
         Returns:
-            As `tokens`.
+            As `asking`.
         """
-        attended = apply(self.out, self._attend(query, key_value))
-        tokens = _normalize(self.attention_norm, tokens + attended, guide)
-        if self.channel_guidance:
-            tokens = _normalize(self.guide_norm, tokens)
-        return _normalize(self.ffn_norm, tokens + apply(self.ffn_out, apply(self.ffn_in, tokens)))
+        queries, _, dim = asking.shape
+        keys = tokens.shape[0]
+        asking, tokens = (ops.reshape(x, (-1, dim)) for x in (asking, tokens))
+        # Self-attention, eq. 14-15.
+        attended = self._attend(
+            ops.reshape(_linear(asking, folded["query"], folded["query_bias"]), (queries, -1)),
+            ops.reshape(_linear(tokens, folded["key"]), (keys, -1)),
+            ops.reshape(_linear(tokens, folded["value"]), (keys, -1)),
+        )
+        x = asking - _mean(asking) + _linear(attended, folded["out"], folded["out_bias"])
+        x = _divide_by_deviation(x)
+        if self.channel_guidance:  # eq. 16-17
+            x = ops.reshape(_linear(x, folded["unguided"]), (queries, -1))
+            x = ops.reshape(x + ops.reshape(folded["guide"], (-1,)), (-1, dim))
+            x = _divide_by_deviation(x)
+        hidden = ops.relu(_linear(x, folded["ffn_in"], folded["ffn_in_bias"]))
+        hidden = _linear(hidden, folded["ffn_out"], folded["ffn_out_bias"])
+        x = _divide_by_deviation(_linear(x, folded["ffn_residual"]) + hidden)
+        return ops.reshape(x * folded["scale"] + folded["shift"], (queries, -1, dim))
 
-    def _attend(self, query, key_value):
-        # The problems of a row share one product, and a mask keeps them apart: a product of a few
-        # tokens for each would cost more in calls than in arithmetic.
-        problems, queries, keys = query.shape[1], query.shape[2], key_value.shape[2]
-        key, value = ops.split(key_value, 2, axis=-1)
-        query, key, value = (self._split_heads(tensor) for tensor in (query, key, value))
-        scores = ops.matmul(query, ops.swapaxes(key, -1, -2)) * query.shape[-1] ** -0.5
-        apart = np.kron(np.eye(problems), np.ones((queries, keys))) == 0
-        weights = tf.nn.softmax(scores + ops.cast(np.where(apart, -1e9, 0), scores.dtype))
-        attended = ops.swapaxes(ops.matmul(weights, value), 1, 2)
-        return ops.reshape(attended, (-1, problems, queries, self.out.units))
+    def _attend(self, query, key, value):
+        """softmax(Q K^T) V in each head: (tokens, problems * d) each, to (queries * problems, d).
 
-    def _split_heads(self, tensor):
-        """(rows, problems, tokens, d) to (rows, heads, problems * tokens, d / heads)."""
-        _, problems, tokens, dim = tensor.shape
-        shape = (-1, problems * tokens, self.num_heads, dim // self.num_heads)
-        return ops.swapaxes(ops.reshape(tensor, shape), 1, 2)
+        One key after another, for all problems at once: with a few tokens each, a product for each
+        problem would cost more in calls than in arithmetic.
+        """
+        dim = self.out.units
+        heads = np.kron(np.eye(self.num_heads), np.ones((dim // self.num_heads, 1)))
+        heads = ops.convert_to_tensor(heads, query.dtype)  # (d, heads)
+        scores = [_linear(ops.reshape(query * k, (-1, dim)), heads) for k in tf.unstack(key)]
+        weights = ops.stack(scores)  # (keys, queries * problems, heads)
+        weights = ops.exp(weights - ops.max(weights, axis=0))
+        weights = tf.unstack(weights / ops.sum(weights, axis=0))
+        weights = [
+            ops.reshape(_linear(w, ops.transpose(heads)), (query.shape[0], -1)) for w in weights
+        ]
+        attended = tf.add_n([w * v for w, v in zip(weights, tf.unstack(value), strict=True)])
+        return ops.reshape(attended, (-1, dim))
 
     def get_config(self):
         config = {
@@ -111,7 +167,8 @@ class GuidedDenoiser(keras.layers.Layer):
     Each of the c noised interests is a problem of its own, with the tokens
     [r_{i,t}, r_1 .. r_{i-1}, r_{i+1} .. r_c]; the order does not matter, as no position is known.
     Only the first is read back, so it alone asks in the last block. What is the same in all steps
-    of sampling is made once, by `condition`.
+    of sampling is made once, by `condition`. The tokens are (c, problems, d): what a step does is
+    done for all problems at once, in long runs of memory.
 
     Args:
         num_blocks: Number of `DenoiserBlock`s.
@@ -121,7 +178,7 @@ class GuidedDenoiser(keras.layers.Layer):
 
     Call arguments:
         x: float (rows, c, d).
-        time: `embed_time` of the steps of x: (rows or 1, c or 1, d).
+        time: `embed_time` of the steps of x: (rows, c, d) or (1, 1, d).
         condition: Of `condition`.
 
     Returns:
@@ -173,38 +230,26 @@ class GuidedDenoiser(keras.layers.Layer):
 
     def condition(self, interests, channels):
         """g_1 and g_2 as `call` needs them, from r and o, both (rows, c, d)."""
-        c = interests.shape[1]
+        c, dim = interests.shape[1:]
         others = [[k for k in range(c) if k != i and self.context_guidance] for i in range(c)]
         others = np.array(others, "int32").reshape(c, -1)
-        first = self.blocks[0]
-        context = [interests, apply(first.query, interests), apply(first.key_value, interests)]
-        # each (rows, c, c - 1, ...)
-        context = [ops.take(tensor, others, axis=1) for tensor in context]
-        guides = [
-            block.guide(channels)[:, :, None] if self.channel_guidance else None
-            for block in self.blocks
-        ]
-        return context, guides
+        context = ops.take(interests, others, axis=1)  # (rows, c, c - 1, d)
+        channels = ops.reshape(channels, (-1, dim))
+        # (c - 1, problems, d); of no context, -1 could be any number
+        context = ops.reshape(
+            ops.moveaxis(context, 2, 0), (others.shape[1], ops.shape(channels)[0], dim)
+        )
+        return context, [block.fold(channels) for block in self.blocks]
 
     def call(self, x, time, condition):
-        (interests, query, key_value), guides = condition
-        first = self.blocks[0]
-        x = (x + time)[:, :, None]
-        time = time[:, :, None]
-        tokens = _with_noised_first(x, interests + time)  # (rows, c, c, d)
-        # Projections are linear: those of the time are added to those of the context.
-        query = query + ops.matmul(time, first.query.kernel)
-        query = _with_noised_first(apply(first.query, x), query)
-        key_value = key_value + ops.matmul(time, first.key_value.kernel)
-        key_value = _with_noised_first(apply(first.key_value, x), key_value)
-        for i, (block, guide) in enumerate(zip(self.blocks, guides, strict=True)):
-            if i > 0:
-                key_value = apply(block.key_value, tokens)
-            if i == self.num_blocks - 1:
-                tokens = tokens[:, :, :1]
-            query = query[:, :, : tokens.shape[2]] if i == 0 else apply(block.query, tokens)
-            tokens = block(tokens, query, key_value, guide)
-        return apply(self.noise, tokens[:, :, 0])
+        context, folded = condition
+        dim = x.shape[-1]
+        noised = ops.reshape(x, (1, -1, dim))
+        tokens = ops.concatenate([noised, context], axis=0) + ops.reshape(time, (-1, dim))
+        for block, weights in zip(self.blocks[:-1], folded[:-1], strict=True):
+            tokens = block(tokens, tokens, weights)
+        noised = self.blocks[-1](tokens[:1], tokens, folded[-1])
+        return ops.reshape(apply(self.noise, noised), ops.shape(x))
 
     def get_config(self):
         config = {
@@ -224,23 +269,19 @@ def sinusoids(t, dim):
     return ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)[..., :dim]
 
 
-def _with_noised_first(noised, others):
-    return ops.concatenate([noised, others], axis=2)
+def _divide_by_deviation(x):
+    """Rows of mean 0, to a variance of 1."""
+    return x * ops.rsqrt(_mean(ops.square(x)) + _EPSILON)
 
 
-def _normalize(norm, tokens, guide=None):
-    """`norm` of the tokens, plus the guide."""
-    centered = tokens - _mean(tokens)
-    scale = ops.rsqrt(_mean(ops.square(centered)) + norm.epsilon)
-    shift = norm.beta if guide is None else norm.beta + guide
-    return centered * scale * norm.gamma + shift
-
-
-def _mean(inputs):
+def _mean(x):
     # A sum along rows as short as these costs more than a product.
-    dim = inputs.shape[-1]
-    means = ops.matmul(ops.reshape(inputs, (-1, dim)), ops.full((dim, 1), 1 / dim, inputs.dtype))
-    return ops.reshape(means, (*ops.shape(inputs)[:-1], 1))
+    return _linear(x, ops.full((x.shape[1], 1), 1 / x.shape[1], x.dtype))
+
+
+def _linear(rows, kernel, bias=None):
+    outputs = ops.matmul(rows, kernel)
+    return outputs if bias is None else tf.nn.bias_add(outputs, bias)
 
 
 def apply(dense, inputs):
