@@ -43,10 +43,13 @@ class TargetQuery(keras.layers.Layer):
         self.key_kernel = self.add_weight(name="key_kernel", shape=(dim, width))
 
     def call(self, target):
+        # Both kernels first: then there is one product, however few the candidates.
         shape = (-1, self.num_heads, self.head_dim)
-        query = ops.einsum("bnt,thk->bnhk", target, ops.reshape(self.query_kernel, shape))
-        query = ops.einsum("bnhk,dhk->bnhd", query, ops.reshape(self.key_kernel, shape))
-        return query / self.head_dim**0.5
+        kernels = [ops.reshape(kernel, shape) for kernel in (self.query_kernel, self.key_kernel)]
+        kernel = ops.einsum("thk,dhk->thd", *kernels) / self.head_dim**0.5
+        width, heads, dim = kernel.shape
+        query = ops.matmul(target, ops.reshape(kernel, (width, heads * dim)))
+        return ops.reshape(query, (*ops.shape(target)[:2], heads, dim))
 
     def compute_output_spec(self, target):
         shape = (*target.shape[:2], self.num_heads, self.behavior_dim or target.shape[-1])
@@ -106,11 +109,14 @@ class TargetAttention(keras.layers.Layer):
     def call(self, queries, behaviors, real, bias=None, values=None):
         pooled = _attend(queries, behaviors, real, bias, values)
         heads, dim = pooled.shape[2:]
-        # The values of a mean are the mean of the values.
-        kernel = ops.reshape(self.value_kernel, (dim, heads, self.head_dim))
-        values = ops.einsum("bnhd,dhk->bnhk", pooled, kernel)
-        values = ops.reshape(values, (*ops.shape(values)[:2], heads * self.head_dim))
-        return ops.matmul(values, self.output_kernel)
+        # The values of a mean are the mean of the values, and both kernels are one product.
+        kernel = ops.einsum(
+            "dhk,hke->hde",
+            ops.reshape(self.value_kernel, (dim, heads, self.head_dim)),
+            ops.reshape(self.output_kernel, (heads, self.head_dim, -1)),
+        )
+        pooled = ops.reshape(pooled, (*ops.shape(pooled)[:2], heads * dim))
+        return ops.matmul(pooled, ops.reshape(kernel, (heads * dim, kernel.shape[-1])))
 
     def compute_output_spec(self, queries, behaviors, real, bias=None, values=None):
         batch, candidates, _, dim = queries.shape
@@ -120,15 +126,22 @@ class TargetAttention(keras.layers.Layer):
 def _attend(queries, behaviors, real, bias, values=None):
     """(batch, candidates, heads, width of the values)."""
     values = behaviors if values is None else values
+    batch, candidates, heads, dim = ops.shape(queries)
     if len(behaviors.shape) == 3:
-        behaviors, values, real = behaviors[:, None], values[:, None], real[:, None]
-        bias = None if bias is None else bias[:, None]
-    real = real[:, :, None]
+        # Behaviors that all candidates share take all queries as the rows of one product.
+        queries = ops.reshape(queries, (batch, candidates * heads, dim))
+        real, bias = real[:, None], None if bias is None else bias[:, None]
     logits = ops.cast(ops.matmul(queries, ops.swapaxes(behaviors, -1, -2)), "float32")
+    logits = ops.reshape(logits, (batch, candidates, heads, -1))
     if bias is not None:
         logits += ops.cast(ops.swapaxes(bias, -1, -2), "float32")
+    real = real[:, :, None]
     weights = ops.softmax(ops.where(real, logits, _LOWEST), axis=-1)
-    return ops.matmul(ops.cast(ops.where(real, weights, 0.0), values.dtype), values)
+    weights = ops.cast(ops.where(real, weights, 0.0), values.dtype)
+    if len(behaviors.shape) == 3:
+        weights = ops.reshape(weights, (batch, candidates * heads, -1))
+    pooled = ops.matmul(weights, values)
+    return ops.reshape(pooled, (batch, candidates, heads, values.shape[-1]))
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
