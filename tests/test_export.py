@@ -12,11 +12,13 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from tfrec_diffusion import flags, models
 from tfrec_diffusion.export import export, main
+from tfrec_diffusion.locking import lock
 from tfrec_diffusion.losses import LogLoss
 from tfrec_diffusion.models.base import RankingModel
 from tfrec_diffusion.optimizers import LazyAdam
 from tfrec_diffusion.runs import METRICS_FILE, MODEL_FILE
-from tfrec_diffusion.served_model import correct
+from tfrec_diffusion.schema import Schema
+from tfrec_diffusion.served_model import ServedModel, correct
 
 PACKAGE = pathlib.Path(flags.__file__).parent
 
@@ -134,6 +136,38 @@ def test_the_state_of_a_user_scores_other_candidates_later(served, raw):
         np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-7)
     with pytest.raises(tf.errors.InvalidArgumentError, match="as many requests as `item`"):
         call(signatures["score"], {**raw, **{name: x[:1] for name, x in state.items()}})
+    other = {**state, "state_version": state["state_version"] + 1}
+    with pytest.raises(tf.errors.InvalidArgumentError, match="the state is of another version"):
+        call(signatures["score"], {**raw, **other})
+
+
+def test_a_state_is_of_a_model_not_of_its_export(model_dir, schema, raw):
+    model = models.create("diffurec", schema=schema, sampling_steps=2)
+    of_user = ("user", "history_item", "history_category", "history_hour")
+    raw = {name: raw[name] for name in of_user}
+    once, again = (ServedModel(model, model_dir).user_state(raw) for _ in range(2))
+    assert once["state_version"].dtype == tf.int64
+    assert once["state_version"].numpy().tolist() == again["state_version"].numpy().tolist()
+    table = model.tables["item"].embeddings
+    table.assign(table + 1)
+    trained_on = ServedModel(model, model_dir).user_state(raw)
+    assert (trained_on["state_version"] != once["state_version"]).numpy().all()
+
+
+def test_lists_of_an_example_that_differ_in_length_are_an_error(served, raw):
+    """Padding the shorter one would give scores, of other candidates."""
+    _, signatures = served
+    example = tf.train.Example.FromString(as_example(raw, 0))
+    for name, key in (("price", "item"), ("history_hour", "history_item")):
+        wrong = tf.train.Example.FromString(example.SerializeToString())
+        feature = wrong.features.feature[name]
+        (feature.float_list if name == "price" else feature.int64_list).value.pop()
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match=f"`{name}` must be as long as `{key}`"
+        ):
+            signatures["examples"](examples=tf.constant([wrong.SerializeToString()]))
+        del wrong.features.feature[name]
+        signatures["examples"](examples=tf.constant([wrong.SerializeToString()]))
 
 
 @pytest.mark.parametrize(
@@ -190,24 +224,6 @@ def test_what_a_model_does_not_use_of_behaviors_is_no_input(name, used, model_di
     assert ("history_gap" in served.structured_input_signature[1]) == used
 
 
-def test_a_hundred_candidates_equal_one_at_a_time(served, raw):
-    _, signatures = served
-    candidates = ("item", "category", "price")
-    many = {k: np.tile(v, 40)[:, :100] if k in candidates else v for k, v in raw.items()}
-    together = call(signatures["serving_default"], many)
-    for i in (0, 1, 50, 99):
-        one = {k: v[:, i : i + 1] if k in candidates else v for k, v in many.items()}
-        alone = call(signatures["serving_default"], one)
-        np.testing.assert_allclose(together[:, i : i + 1], alone, rtol=1e-5, atol=1e-7)
-
-
-def test_equal_requests_give_equal_scores(served, raw):
-    _, signatures = served
-    first = call(signatures["serving_default"], raw).numpy()
-    call(signatures["serving_default"], {name: x[1:2] for name, x in raw.items()})
-    np.testing.assert_array_equal(call(signatures["serving_default"], raw), first)
-
-
 def test_a_version_describes_itself(model_dir, schema):
     model = models.create("hierdiffuse", schema=schema, max_sessions=4)
     (model_dir / METRICS_FILE).write_text(json.dumps({"splits": {"test": {"auc": 0.7}}}))
@@ -234,6 +250,9 @@ def test_a_version_describes_itself(model_dir, schema):
         "missing": "NaN",
     }
     assert inputs["user"]["shape"] == [None] and inputs["user"]["missing"] == ""
+    assert (described["candidate_key"], described["history_key"]) == ("item", "history_item")
+    assert "size" not in described["tables"]
+    assert Schema.load(version).group("behavior") == schema.group("behavior")[:1]
     state = signatures["user_state"]["outputs"]
     assert state.items() <= signatures["score"]["inputs"].items()
     score = {"dtype": "float32", "shape": [None, None]}
@@ -318,6 +337,17 @@ def test_the_click_rate_of_sampled_data_corrected_is_the_true_one(rate):
         of_kept = tf.constant(clicks[kept].mean(), tf.float32)
         assert of_kept > 1.2 * true_rate
         assert correct(of_kept, rate).numpy() == pytest.approx(true_rate, rel=0.05)
+
+
+def test_two_exports_at_once_are_not_mixed(model_dir, schema):
+    export_dir = model_dir / "export"
+    export_dir.mkdir()
+    with (
+        lock(export_dir, "exporting to"),
+        pytest.raises(BlockingIOError, match="another process is exporting to .*export"),
+    ):
+        export(models.create("avg_pooling", schema=schema), model_dir, export_dir)
+    assert list(export_dir.iterdir()) == []
 
 
 def test_versions_count_up_and_a_half_written_one_is_not_taken_for_whole(model_dir, schema):

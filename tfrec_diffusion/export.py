@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfrec_diffusion import flags
+from tfrec_diffusion.locking import lock
 from tfrec_diffusion.raw_requests import as_examples, raw_requests
 from tfrec_diffusion.runs import METRICS_FILE, load_model
 from tfrec_diffusion.served_model import ServedModel
@@ -17,7 +18,7 @@ from tfrec_diffusion.sidecar import write_description, write_warmup
 _WARMUP_CANDIDATES = (1, 100)
 
 
-def export(model, vocabulary_directory, export_dir, correct_negative_sampling=False):
+def export(model, model_dir, export_dir, correct_negative_sampling=False):
     """Writes the next version of a SavedModel: raw features in, click probabilities out.
 
     Signatures: `serving_default` takes the named tensors of `Schema.serving_signature`: raw ids as
@@ -32,15 +33,15 @@ def export(model, vocabulary_directory, export_dir, correct_negative_sampling=Fa
     Of a model that `has_user_state` there are two more. `user_state` takes the user, history and
     behavior features and returns the state, tensors by name, which a service may keep as long as
     the user does nothing new; `score` takes the tensors of the state by their names, with the
-    context and candidate features, and returns what `serving_default` would. A state is one
-    version's: another version's `score` must not get it.
+    context and candidate features, and returns what `serving_default` would. A state of another
+    version, or another model's, is an error.
 
-    Beside the SavedModel lie `describe.json` and the requests that TF Serving warms it up with: see
-    `sidecar`.
+    Beside the SavedModel lie `describe.json`, the requests that TF Serving warms it up with (see
+    `sidecar`), and `schema.json`.
 
     Args:
         model: `RankingModel`.
-        vocabulary_directory: Where `vocabularies/` lies, and the `metrics.json` of the training.
+        model_dir: Where `vocabularies/` lies, and the `metrics.json` of the training.
         export_dir: The version is its next number; it appears under it when it is whole.
         correct_negative_sampling: Whether all signatures give the probability of a click among all
             impressions, with `correct` and the schema's `negative_rate`; else it is that among the
@@ -59,25 +60,27 @@ def export(model, vocabulary_directory, export_dir, correct_negative_sampling=Fa
             "`correct_negative_sampling` needs a model of data with a `negative_rate` below 1 in "
             f"its schema. Received: negative_rate={negative_rate} (data set {model.schema.name!r})"
         )
-    served = ServedModel(model, vocabulary_directory, correct_negative_sampling)
+    served = ServedModel(model, model_dir, correct_negative_sampling)
     archive = keras.export.ExportArchive()
     archive.track(model)
     archive.track(served)
     for name, (function, inputs) in served.signatures().items():
         archive.add_endpoint(name, function, input_signature=[inputs])
 
+    metrics = pathlib.Path(model_dir) / METRICS_FILE
+    metrics = json.loads(metrics.read_text())["splits"] if metrics.exists() else None
     export_dir = pathlib.Path(export_dir)
     export_dir.mkdir(parents=True, exist_ok=True)
-    versions = [int(path.name) for path in export_dir.iterdir() if path.name.isdecimal()]
-    version = export_dir / str(max(versions, default=0) + 1)
-    aside = export_dir / f"incomplete.{version.name}"
-    shutil.rmtree(aside, ignore_errors=True)
-    archive.write_out(str(aside), verbose=False)
-    metrics = pathlib.Path(vocabulary_directory) / METRICS_FILE
-    metrics = json.loads(metrics.read_text())["splits"] if metrics.exists() else None
-    write_description(aside, model, served.schema, metrics, correct_negative_sampling)
-    write_warmup(aside, warmup_requests(served))
-    os.rename(aside, version)
+    with lock(export_dir, "exporting to"):
+        versions = [int(path.name) for path in export_dir.iterdir() if path.name.isdecimal()]
+        version = export_dir / str(max(versions, default=0) + 1)
+        aside = export_dir / f"incomplete.{version.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        archive.write_out(str(aside), verbose=False)
+        served.schema.save(aside)
+        write_description(aside, model, served.schema, metrics, correct_negative_sampling)
+        write_warmup(aside, warmup_requests(served))
+        os.rename(aside, version)
     return version
 
 

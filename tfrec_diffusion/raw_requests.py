@@ -1,6 +1,7 @@
-"""Requests of raw values made up from a schema: they warm a server up, and load it in tests."""
+"""Requests of raw values, made up from a schema: they warm servers up, load and check them."""
 
 import itertools
+import pathlib
 
 import numpy as np
 import tensorflow as tf
@@ -8,15 +9,17 @@ import tensorflow as tf
 _VALUES = 1000
 
 
-def raw_requests(schema, batch=1, candidates=100, length=None, seed=0):
+def raw_requests(schema, batch=1, candidates=100, length=None, seed=0, vocabularies=None):
     """Requests as clients send them, with values that the vocabularies know.
 
     Args:
-        schema: `Schema` with the `directory` of its vocabularies.
+        schema: `Schema`.
         batch: How many.
         candidates: Of each.
         length: Behaviors of each; `None`: the schema's `history_length`.
         seed: Of the choice.
+        vocabularies: Directory of the vocabulary files, as the `assets` of an exported version;
+            `None`: that of the schema's own.
 
     Returns:
         dict of arrays as `Schema.serving_signature`: int64, float32, or object of `str`.
@@ -27,17 +30,19 @@ def raw_requests(schema, batch=1, candidates=100, length=None, seed=0):
     shapes["behavior"] = shapes["history"]
     requests = {}
     for feature in schema.features:
-        values = _values(schema, schema.table(feature.table), rng)
+        table = schema.table(feature.table)
+        path = pathlib.Path(vocabularies or pathlib.Path(schema.vocabulary_path(table)).parent)
+        values = _values(table, path / f"{table.name}.txt", rng)
         requests[feature.name] = rng.choice(values, shapes.get(feature.group, (batch,)))
     return requests
 
 
-def _values(schema, table, rng):
+def _values(table, vocabulary, rng):
     if table.kind == "boundaries":
         low, high = (table.boundaries[0], table.boundaries[-1]) if table.boundaries else (0, 1)
         return rng.uniform(low - 1, high + 1, _VALUES).astype("float32")
     if table.kind == "vocabulary":
-        with open(schema.vocabulary_path(table), encoding="utf-8", newline="\n") as lines:
+        with open(vocabulary, encoding="utf-8", newline="\n") as lines:
             values = [line.removesuffix("\n") for line in itertools.islice(lines, _VALUES)]
     else:
         values = []

@@ -212,6 +212,12 @@ class Schema:
         """Name of the feature that is 0 where a behaviour is padding."""
         return self.group("history")[0].name
 
+    def key_of(self, feature):
+        """Name of the feature whose values are as many as a list's; `None` of user and context."""
+        if feature.group in ("history", "behavior"):
+            return self.history_key
+        return self.candidate_key if feature.group == "candidate" else None
+
     def with_dim(self, dim):
         """The same schema with every table `dim` wide; `None` keeps the widths."""
         if dim is None:

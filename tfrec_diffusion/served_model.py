@@ -1,7 +1,9 @@
 """A model behind raw requests: the functions that the signatures of a SavedModel are."""
 
 import dataclasses
+import hashlib
 
+import numpy as np
 import tensorflow as tf
 
 from tfrec_diffusion.layers.lookup import RequestLookup
@@ -9,6 +11,7 @@ from tfrec_diffusion.models.user_state import split
 from tfrec_diffusion.schema import PADDING
 
 OUTPUT = "click_probability"
+STATE_VERSION = "state_version"
 
 
 class ServedModel(tf.Module):
@@ -27,9 +30,12 @@ class ServedModel(tf.Module):
     def __init__(self, model, vocabulary_directory, correct_negative_sampling=False):
         super().__init__()
         unused = {f.name for f in model.schema.group("behavior")} - set(model.behavior_features)
+        features = [f for f in model.schema.features if f.name not in unused]
+        tables = {feature.table for feature in features}
         self.schema = dataclasses.replace(
             model.schema,
-            features=[f for f in model.schema.features if f.name not in unused],
+            features=features,
+            tables=[table for table in model.schema.tables if table.name in tables],
             directory=str(vocabulary_directory),
         )
         self._model = model
@@ -38,6 +44,7 @@ class ServedModel(tf.Module):
         self._correct = correct_negative_sampling
         if model.has_user_state:
             self._of_user, self._of_candidates = split(model)
+            self._fingerprint = _fingerprint(model, self.schema)
 
     def signatures(self):
         """dict by name of a function and what it takes: a `tf.TensorSpec` or a dict of them."""
@@ -50,9 +57,10 @@ class ServedModel(tf.Module):
             of_user = {name: x for name, x in inputs.items() if name in self._of_user.input}
             others = {name: x for name, x in inputs.items() if name not in of_user}
             state = {
-                name: tf.TensorSpec(x.shape, x.dtype, name=name)
+                name: tf.TensorSpec(x.shape, _sent_as(x), name=name)
                 for name, x in self._of_user.output.items()
             }
+            state[STATE_VERSION] = tf.TensorSpec((None,), tf.int64, name=STATE_VERSION)
             signatures["user_state"] = (self.user_state, of_user)
             signatures["score"] = (self.score_from_state, {**state, **others})
         return signatures
@@ -66,42 +74,73 @@ class ServedModel(tf.Module):
         """Serialized `tf.train.Example`s (batch,) to click probabilities."""
         schema = self.schema
         raw = tf.io.parse_example(examples, schema.serving_spec())
-        candidates = raw[schema.candidate_key].bounding_shape(axis=1)
-        behaviors = raw[schema.history_key].bounding_shape(axis=1)
-        for feature in schema.group("candidate", "history", "behavior"):
-            # Also a list that no example has is as long as the others.
-            length = candidates if feature.group == "candidate" else behaviors
-            missing = schema.table(feature.table).missing
-            raw[feature.name] = raw[feature.name].to_tensor(missing, shape=(-1, length))
-        return self.score(raw)
+        lists = {f.name: schema.key_of(f) for f in schema.features if schema.key_of(f)}
+        checks, dense = [], {}
+        for name, key in lists.items():
+            length, expected = raw[name].row_lengths(), raw[key].row_lengths()
+            checks.append(
+                tf.debugging.assert_equal(
+                    tf.where(length == 0, expected, length),
+                    expected,
+                    f"`{name}` must be as long as `{key}`, or absent",
+                )
+            )
+        with tf.control_dependencies(checks):
+            for feature in schema.features:
+                if feature.name in lists:
+                    # Also a list that no example has is as long as the others.
+                    shape = (-1, raw[lists[feature.name]].bounding_shape(axis=1))
+                    missing = schema.table(feature.table).missing
+                    dense[feature.name] = raw[feature.name].to_tensor(missing, shape=shape)
+        return self.score({**raw, **dense})
 
     def user_state(self, raw):
         """Raw features of the user, history and behaviors to the state."""
-        return self._of_user(self._rows(raw), training=False)
+        state = self._of_user(self._rows(raw), training=False)
+        requests = tf.shape(next(iter(state.values())))[:1]
+        return {name: tf.cast(x, _sent_as(x)) for name, x in state.items()} | {
+            STATE_VERSION: tf.fill(requests, self._fingerprint)
+        }
 
     def score_from_state(self, state_and_raw):
         """The state and raw features of context and candidates to click probabilities."""
-        state = {
-            name: tf.ensure_shape(state_and_raw[name], x.shape)
-            for name, x in self._of_user.output.items()
-        }
+        kept = self._of_user.output
+        rows = self._rows(
+            {n: x for n, x in state_and_raw.items() if n not in kept and n != STATE_VERSION}
+        )
+        with tf.control_dependencies(self._same_state(state_and_raw, rows)):
+            state = {
+                name: tf.cast(tf.ensure_shape(state_and_raw[name], x.shape), x.dtype)
+                for name, x in kept.items()
+            }
+        return self._output(self._of_candidates({**state, **rows}, training=False), rows)
+
+    def _same_state(self, state, rows):
+        """Checks that a state is this model's, of these requests, and that its parts fit."""
+        requests = tf.shape(rows[self.schema.candidate_key])[0]
+        checks = [
+            tf.debugging.assert_equal(
+                state[STATE_VERSION],
+                self._fingerprint,
+                "the state is of another version: ask `user_state` anew",
+            )
+        ]
+        for name in (*self._of_user.output, STATE_VERSION):
+            checks.append(
+                tf.debugging.assert_equal(
+                    tf.shape(state[name])[0],
+                    requests,
+                    f"`{name}` must be of as many requests as `{self.schema.candidate_key}`",
+                )
+            )
         # What is open in a state is the number of behaviors: one mask for many would be broadcast.
         tf.debugging.assert_shapes(
-            [(x, (None, *(n or "behaviors" for n in x.shape[1:]))) for x in state.values()]
+            [
+                (state[name], (None, *(n or "behaviors" for n in x.shape[1:])))
+                for name, x in self._of_user.output.items()
+            ]
         )
-        rows = self._rows({n: x for n, x in state_and_raw.items() if n not in state})
-        requests = tf.shape(rows[self.schema.candidate_key])[0]
-        same = [
-            tf.debugging.assert_equal(
-                tf.shape(x)[0],
-                requests,
-                f"`{name}` must be of as many requests as `{self.schema.candidate_key}`",
-            )
-            for name, x in state.items()
-        ]
-        with tf.control_dependencies(same):
-            probability = self._of_candidates({**state, **rows}, training=False)
-        return self._output(probability, rows)
+        return checks
 
     def _rows(self, raw):
         rows = self._lookup(raw)
@@ -115,6 +154,21 @@ class ServedModel(tf.Module):
             probability = correct(probability, self.schema.negative_rate)
         real = tf.not_equal(rows[self.schema.candidate_key], PADDING)
         return {OUTPUT: tf.where(real, probability, 0.0)}
+
+
+def _sent_as(tensor):
+    # TF Serving's REST API knows no bfloat16.
+    return tf.float32 if tf.as_dtype(tensor.dtype) == tf.bfloat16 else tensor.dtype
+
+
+def _fingerprint(model, schema):
+    """An int64 that differs where a state means something else: by arguments, weights, rows."""
+    digest = hashlib.sha256(schema.digest().encode())
+    config = {**model.get_config(), "name": None}  # Keras numbers the models of a process
+    digest.update(repr(sorted(config.items())).encode())
+    for weight in model.weights:
+        digest.update(weight.numpy().tobytes())
+    return np.frombuffer(digest.digest()[:8], "int64")[0]
 
 
 def correct(probability, negative_rate):

@@ -55,6 +55,8 @@ def write_description(directory, model, schema, metrics, corrected):
         "arguments": dict(sorted(config.items())),
         "data_set": schema.name,
         "history_length": schema.history_length,
+        "candidate_key": schema.candidate_key,
+        "history_key": schema.history_key,
         "negative_rate": schema.negative_rate,
         "corrected_for_negative_sampling": corrected,
         "signatures": {

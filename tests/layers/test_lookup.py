@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfrec_diffusion.datasets.vocabularies import Boundaries, HashBuckets, Vocabulary
 from tfrec_diffusion.layers.lookup import RequestLookup
-from tfrec_diffusion.schema import Feature, Schema
+from tfrec_diffusion.schema import Feature, Schema, Table
 
 IDS = np.array([7, 0, 12345678901, 8, -1, -7])
 TEXTS = np.array(["a\tb", "", " a", "漢字", "never seen", "x,y"], object)
@@ -39,7 +39,8 @@ def test_equals_the_encoding_of_the_records(vocabulary, values, rows, tmp_path):
         assert encoded.tolist() == rows
     assert looked_up["x"].dtype == "int32"
     assert looked_up["x"].numpy()[0].tolist() == encoded.tolist()
-    assert looked_up["history_x"].numpy()[0].tolist() == encoded.tolist()
+    real = encoded[encoded != 0].tolist()
+    assert looked_up["history_x"].numpy()[0].tolist() == real + [0] * (len(encoded) - len(real))
     assert encoded.max() < vocabulary.table().rows
 
 
@@ -48,6 +49,37 @@ def test_of_a_long_history_the_newest_count(tmp_path):
     history = tf.constant([[10, 11, 12, 13], [10, 11, 12, -1], [13, -1, -1, -1], [-1, -1, -1, -1]])
     rows = look_up({"x": tf.zeros((4, 1), tf.int64), "history_x": tf.cast(history, tf.int64)})
     assert rows["history_x"].numpy().tolist() == [[4, 5], [3, 4], [5, 0], [0, 0]]
+
+
+def test_a_history_may_be_padded_anywhere_and_comes_out_padded_on_the_right(tmp_path):
+    look_up = lookup(Vocabulary("x", "int64", [10, 11, 12, 13]), tmp_path, history_length=3)
+    history = np.array([[-1, -1, 10, 11], [10, -1, 11, -1], [10, 11, -1, 12], [10, 11, 12, 13]])
+    rows = look_up({"x": np.zeros((4, 1), int), "history_x": history})
+    expected = [[2, 3, 0], [2, 3, 0], [2, 3, 4], [3, 4, 5]]
+    assert rows["history_x"].numpy().tolist() == expected
+
+
+def test_nothing_is_nothing(tmp_path):
+    look_up = lookup(Vocabulary("x", "int64", [10]), tmp_path)
+    for requests, candidates, behaviors in ((2, 3, 0), (2, 0, 1), (0, 3, 4), (0, 0, 0)):
+        x, history = np.full((requests, candidates), 10), np.full((requests, behaviors), 10)
+        rows = look_up({"x": x, "history_x": history})
+        assert rows["x"].shape == (requests, candidates)
+        assert rows["history_x"].shape == (requests, max(behaviors, 1))
+    assert look_up({"x": np.ones((2, 1), int), "history_x": np.ones((2, 0), int)})[
+        "history_x"
+    ].numpy().tolist() == [[0], [0]]
+
+
+@pytest.mark.parametrize("lines", [1, 3])
+def test_a_vocabulary_of_another_size_is_refused(lines, tmp_path):
+    (tmp_path / "vocabularies").mkdir()
+    text = "".join(f"{10 + i}\n" for i in range(lines))
+    (tmp_path / "vocabularies" / "x.txt").write_text(text)
+    features = [Feature("x", "candidate", "x"), Feature("history_x", "history", "x")]
+    schema = Schema("s", features, [Table("x", "vocabulary", "int64", 4)], 6, str(tmp_path))
+    with pytest.raises(ValueError, match=f"must hold the 2 values of the table 'x'. .*: {lines}"):
+        RequestLookup(schema)
 
 
 def test_what_is_known_of_behaviors_is_cut_with_them(tmp_path):

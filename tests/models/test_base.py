@@ -1,9 +1,12 @@
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 
 from tfrec_diffusion import models
 from tfrec_diffusion.models.base import RankingModel
+from tfrec_diffusion.schema import Feature
 
 
 def test_an_unknown_model_lists_those_there_are(schema):
@@ -45,6 +48,15 @@ def test_a_request_is_embedded_by_groups_and_tied_tables(schema, make_requests):
     target = np.concatenate([look_up(*candidate), hour], axis=-1)
     np.testing.assert_array_equal(request["target"], target)
     np.testing.assert_array_equal(request["history_mask"], features["history_item"] != 0)
+
+
+def test_a_context_feature_may_be_compared_with_several_of_the_history(schema, make_requests):
+    features = [*schema.features, Feature("history_time", "history", "hour")]
+    schema = dataclasses.replace(schema, features=features)
+    requests = make_requests()
+    requests["history_time"] = requests["history_hour"]
+    model = models.create("din", schema=schema)
+    assert np.isfinite(model(requests)).all()
 
 
 def test_one_table_per_schema_table_but_those_of_behaviors_alone(schema):

@@ -150,6 +150,12 @@ def test_an_empty_history_is_finite(name, schema, make_requests):
             assert np.isfinite(tf.convert_to_tensor(gradient)).all()
 
 
+def test_no_candidates_and_no_requests_have_no_scores(name, schema, make_requests):
+    model = create(name, schema)
+    for size in ((4, 0), (0, 3)):
+        assert model(make_requests(*size)).shape == size
+
+
 def test_keras_round_trip(name, schema, make_requests, tmp_path):
     features = make_requests()
     model = perturbed(name, schema, embedding_dim=6, dropout=0.1)

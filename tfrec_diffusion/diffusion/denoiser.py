@@ -143,7 +143,7 @@ class DenoiserBlock(keras.layers.Layer):
         heads = ops.convert_to_tensor(heads, query.dtype)  # (d, heads)
         scores = [_linear(ops.reshape(query * k, (-1, dim)), heads) for k in tf.unstack(key)]
         weights = ops.stack(scores)  # (keys, queries * problems, heads)
-        weights = ops.exp(weights - ops.max(weights, axis=0))
+        weights = ops.exp(weights - tf.reduce_max(weights, axis=0))
         weights = tf.unstack(weights / ops.sum(weights, axis=0))
         weights = [
             ops.reshape(_linear(w, ops.transpose(heads)), (query.shape[0], -1)) for w in weights

@@ -66,11 +66,12 @@ class LocalActivationUnit(keras.layers.Layer):
         batch, length, dim = ops.shape(history)
         candidates = ops.shape(target)[1]
         block = _requests_per_block(batch, length * candidates)
-        padding = -batch % block
+        blocks = ops.maximum(-(-batch // block), 1)  # a loop over none has no shape to return
+        padding = blocks * block - batch
 
         def split(tensor):
             tensor = tf.pad(tensor, [[0, padding]] + [[0, 0]] * (len(tensor.shape) - 1))
-            return ops.reshape(tensor, (-1, block, *ops.shape(tensor)[1:]))
+            return ops.reshape(tensor, (blocks, block, *ops.shape(tensor)[1:]))
 
         outputs = tf.map_fn(
             lambda inputs: self._attend(*inputs, training=False),

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from tfrec_diffusion.layers.arguments import check_positive_integers
@@ -119,7 +120,7 @@ class LogSize(keras.layers.Layer):
 
     def call(self, rows):
         table = np.log([*[1.0] * (FIRST_INDEX + 1), *self.boundaries]).astype("float32")
-        return ops.take(table, rows)[..., None]
+        return tf.gather(table, rows)[..., None]
 
     def compute_output_spec(self, rows):
         return keras.KerasTensor((*rows.shape, 1), "float32")

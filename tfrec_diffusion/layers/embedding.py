@@ -4,8 +4,6 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfrec_diffusion.schema import PADDING
-
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class TableEmbedding(keras.layers.Layer):
@@ -50,7 +48,7 @@ class TableEmbedding(keras.layers.Layer):
     def call(self, indices):
         # `ops.take` costs twice as much: it sends the table's gradient through a reshape
         embedded = tf.nn.embedding_lookup(self.embeddings.value, indices)
-        real = ops.cast(ops.not_equal(indices, PADDING), self.compute_dtype)
+        real = ops.sign(ops.cast(indices, self.compute_dtype))  # 0 for padding, else 1
         return ops.cast(embedded, self.compute_dtype) * real[..., None]
 
     def compute_output_spec(self, indices):

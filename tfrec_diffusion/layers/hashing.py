@@ -65,17 +65,17 @@ class HammingSearch(_SimHash):
         distance = 0
         for behavior, candidate in zip(behaviors, candidates, strict=True):
             differ = tf.bitwise.bitwise_xor(behavior[:, None], candidate[:, :, None])
-            distance += tf.cast(tf.raw_ops.PopulationCount(x=differ), tf.int32)
-        return -ops.cast(distance, "float32")
+            distance += tf.cast(tf.raw_ops.PopulationCount(x=differ), tf.float32)
+        return -distance
 
     def fingerprints(self, x):
-        """(..., d) to packed bits: a list of int32 (...), 16 bits in each."""
+        """(..., d) to packed bits: a list of uint16 (...)."""
         bits = self.bits(x)
         words = []
         for start in range(0, self.num_bits, _BITS_PER_WORD):
             word = bits[..., start : start + _BITS_PER_WORD]
             powers = 2.0 ** ops.arange(word.shape[-1], dtype="float32")
-            words.append(ops.cast(ops.matmul(word, powers), "int32"))
+            words.append(ops.cast(ops.matmul(word, powers), "uint16"))
         return words
 
     def compute_output_spec(self, history, target):
@@ -151,8 +151,9 @@ class HashBucketPooling(_SimHash):
     def _look_up(self, filled, places):
         """Means over the hashes of what stands at the places (batch, candidates, G)."""
         batch, count, hashes, dim = ops.shape(filled)
+        places = places * self.num_hashes + ops.arange(self.num_hashes, dtype="float32")
+        places = tf.cast(places, "int32")
         # As one list, because oneDNN takes longer to transpose than all the rest does.
-        places = tf.cast(places, "int32") * hashes + tf.range(hashes)
         filled = ops.reshape(filled, (batch, count * hashes, dim))
         found = tf.gather(filled, places, batch_dims=1)  # (batch, candidates, G, d)
         return ops.cast(ops.mean(found, axis=2), self.compute_dtype)

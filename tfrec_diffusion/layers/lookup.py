@@ -13,6 +13,7 @@ class RequestLookup(tf.Module):
 
     Raises:
         FileNotFoundError: If a vocabulary file is missing.
+        ValueError: If one has more or fewer values than its table.
     """
 
     def __init__(self, schema):
@@ -29,11 +30,11 @@ class RequestLookup(tf.Module):
 
         Args:
             raw: dict of tensors as `Schema.serving_signature`; histories are padded with the
-                table's `missing` value on the right, and may be longer than the schema's.
+                table's `missing` value, and may be longer than the schema's.
 
         Returns:
             dict of int32 tensors as `Schema.keras_inputs`, with the newest behaviors of a history
-            that is too long.
+            that is too long, and one padded behavior of one that has none.
 
         Raises:
             tf.errors.InvalidArgumentError: When run, if features differ in how many requests,
@@ -46,7 +47,8 @@ class RequestLookup(tf.Module):
         if schema.history_key in rows:
             newest = _newest(rows[schema.history_key], schema.history_length)
             for feature in schema.group("history", "behavior"):
-                rows[feature.name] = tf.gather(rows[feature.name], newest, batch_dims=1)
+                padded = tf.pad(rows[feature.name], [[0, 0], [0, 1]])
+                rows[feature.name] = tf.gather(padded, newest, batch_dims=1)
         return rows
 
     def _rows(self, table, raw):
@@ -72,11 +74,9 @@ def _same_shapes(schema, raw, features):
 
     What broadcasts would give scores, of something else than was asked for.
     """
-    history = schema.history_key
-    keys = {"candidate": schema.candidate_key, "history": history, "behavior": history}
     checks = []
     for feature in features:
-        name, key = feature.name, keys.get(feature.group)
+        name, key = feature.name, schema.key_of(feature)
         if key in (None, name):
             key, axes, what = features[0].name, 1, "as many requests"
         else:
@@ -101,13 +101,24 @@ def _vocabulary(path, table):
         value_index=tf.lookup.TextFileIndex.LINE_NUMBER,
         value_index_offset=FIRST_INDEX,
     )
-    return tf.lookup.StaticHashTable(initializer, default_value=OUT_OF_VOCABULARY)
+    lookup = tf.lookup.StaticHashTable(initializer, default_value=OUT_OF_VOCABULARY)
+    values = int(lookup.size())
+    if values != table.rows - FIRST_INDEX:
+        raise ValueError(
+            f"{path} must hold the {table.rows - FIRST_INDEX} values of the table {table.name!r}. "
+            f"Received: {values}"
+        )
+    return lookup
 
 
 def _newest(key_rows, limit):
-    """Positions of the newest `limit` behaviors of each history, (batch, at most limit)."""
-    length = tf.shape(key_rows)[1]
-    position = tf.range(length)
-    used = tf.reduce_max(tf.where(tf.not_equal(key_rows, PADDING), position + 1, 0), axis=1)
-    first = tf.maximum(used - limit, 0)
-    return first[:, None] + position[None, : tf.minimum(length, limit)]
+    """Positions of the newest real behaviors of each history, oldest first, (batch, 1 to limit).
+
+    Where there are fewer, those after them lie behind the end. Models expect padding on the right;
+    clients may have it anywhere.
+    """
+    counts = tf.cumsum(tf.cast(tf.not_equal(key_rows, PADDING), tf.int32), axis=1)
+    used = tf.reduce_max(tf.pad(counts, [[0, 0], [0, 1]]), axis=1, keepdims=True)
+    length = tf.clip_by_value(tf.shape(key_rows)[1], 1, limit)
+    wanted = tf.maximum(used - limit, 0) + tf.range(1, length + 1)
+    return tf.raw_ops.LowerBound(sorted_inputs=counts, values=wanted)

@@ -1,6 +1,7 @@
 """Interest channels: orthogonal decomposition of the target (DiffuMIN, section 3.3, eq. 2-4)."""
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from tfrec_diffusion.layers.arguments import check_positive_integers
@@ -102,7 +103,7 @@ def _orthonormalize(rows):
     for i in range(rows.shape[-2]):
         residual = _project_out(channels, rows[..., i, :])
         vanishes = _squared_norm(residual) < _SMALLEST_RESIDUAL**2
-        axis = ops.one_hot(ops.argmin(covered, axis=-1), rows.shape[-1], dtype=rows.dtype)
+        axis = tf.one_hot(tf.argmin(covered, axis=-1), rows.shape[-1], dtype=rows.dtype)
         # Replaced before it is normalized, so that no gradient ever divides by zero.
         channel = _project_out(channels, ops.where(vanishes, axis, residual))
         channel = channel * ops.rsqrt(_squared_norm(channel))

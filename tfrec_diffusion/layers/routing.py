@@ -117,10 +117,10 @@ class TopP(keras.layers.Layer):
         self.p = p
 
     def call(self, scores, history_mask):
-        behaviors = ops.sum(ops.cast(history_mask, "int32"), axis=-1)
+        behaviors = ops.sum(ops.cast(history_mask, "float64"), axis=-1)
         # A decimal p is not exact in binary: 0.2 * 35 must not become 8.
-        share = self.p * ops.cast(behaviors, "float64") - 1e-9
-        return _largest(scores, ops.cast(ops.ceil(share), "int32"))
+        share = self.p * behaviors - 1e-9
+        return _largest(scores, ops.cast(ops.ceil(share), "float32"))
 
     def compute_output_spec(self, scores, history_mask):
         return keras.KerasTensor(scores.shape, "bool")
@@ -145,8 +145,8 @@ class TopK(keras.layers.Layer):
         self.k = k
 
     def call(self, scores, history_mask):
-        behaviors = ops.sum(ops.cast(history_mask, "int32"), axis=-1)
-        return _largest(scores, ops.minimum(behaviors, self.k))
+        behaviors = ops.sum(ops.cast(history_mask, "float32"), axis=-1)
+        return _largest(scores, ops.minimum(behaviors, float(self.k)))
 
     def compute_output_spec(self, scores, history_mask):
         return keras.KerasTensor(scores.shape, "bool")
@@ -162,7 +162,8 @@ def kth_largest(scores, k):
 
     Args:
         scores: float32 (..., length); -inf counts for nothing.
-        k: int32, of a shape that broadcasts to (...), at most the number of finite scores.
+        k: Whole numbers of any dtype, of a shape that broadcasts to (...), at most as many as there
+            are finite scores.
 
     Returns:
         Threshold and magnitude, float32 (...): the k-th largest is at least the threshold, and more

@@ -1,4 +1,8 @@
-"""Search in the history: which behaviors a model looks at, as positions in it."""
+"""Search in the history: which behaviors a model looks at, as positions in it.
+
+Positions are counted in float32, which is exact to 2^24: int32 would be counted on the host, also
+where there is a GPU.
+"""
 
 import keras
 import tensorflow as tf
@@ -76,9 +80,9 @@ class TopScores(keras.layers.Layer):
         equal = (scores >= threshold[..., None]) & ~above
         left = (wanted - _count(above))[..., None]
         places = _places(above | (equal & (_running_count(equal)[0] <= left)), self.count)
-        last = ops.shape(scores)[-1] - 1
+        last = tf.cast(tf.shape(scores)[-1] - 1, tf.float32)
         retrieved = ops.cast(ops.arange(ops.shape(places)[-1]), "float32") < wanted[..., None]
-        return last - ops.minimum(places, last), retrieved
+        return ops.cast(last - ops.minimum(places, last), "int32"), retrieved
 
     def compute_output_spec(self, scores, history_mask):
         shape = (*scores.shape[:2], None)
@@ -177,9 +181,9 @@ class BehaviorRows(keras.layers.Layer):
 def newest_positions(history_mask, count):
     """See `Newest`."""
     width = tf.minimum(tf.shape(history_mask)[1], count)
-    used = tf.reduce_sum(tf.cast(history_mask, tf.int32), axis=1, keepdims=True)
-    positions = used - width + tf.range(width)
-    return tf.maximum(positions, 0), positions >= 0
+    used = tf.reduce_sum(tf.cast(history_mask, tf.float32), axis=1, keepdims=True)
+    positions = used + tf.cast(tf.range(-width, 0), tf.float32)
+    return tf.cast(tf.maximum(positions, 0.0), tf.int32), positions >= 0
 
 
 def _count(chosen):
@@ -203,14 +207,15 @@ def _running_count(chosen):
     )
     within = tf.tensordot(blocks, tf.linalg.band_part(tf.ones((_BLOCK, _BLOCK)), 0, -1), 1)
     count = tf.shape(blocks)[-2]
-    earlier = tf.linalg.band_part(tf.ones((count, count)), 0, -1) - tf.eye(count)
+    ones = tf.ones((count, count))
+    earlier = ones - tf.linalg.band_part(ones, -1, 0)
     before = tf.tensordot(within[..., -1], earlier, 1)
     running = tf.reshape(within + before[..., None], tf.concat([shape[:-1], [-1]], 0))
     return running[..., :length], within, before
 
 
 def _places(chosen, count):
-    """Places of the first `count` chosen, int32 (..., min(count, length)), of bool (..., length).
+    """Places of the first `count` chosen, float32 (..., min(count, length)), of bool (..., length).
 
     Place i is found in two steps: how many blocks end before it, and how many places of its block.
     Where fewer are chosen, what is left is no place.
@@ -219,10 +224,10 @@ def _places(chosen, count):
     number = tf.range(tf.minimum(count, tf.shape(chosen)[-1]))
     number = tf.cast(number, tf.float32) + tf.zeros_like(before[..., :1])
     ends = before + within[..., -1]
-    block = tf.reduce_sum(tf.cast(ends[..., None, :] <= number[..., None], tf.int32), axis=-1)
-    block = tf.minimum(block, tf.shape(before)[-1] - 1)
-    batch_dims = len(chosen.shape) - 1
-    number -= tf.gather(before, block, batch_dims=batch_dims)
-    within = tf.gather(within, block, batch_dims=batch_dims)
-    inside = tf.reduce_sum(tf.cast(within <= number[..., None], tf.int32), axis=-1)
+    block = tf.reduce_sum(tf.cast(ends[..., None, :] <= number[..., None], tf.float32), axis=-1)
+    block = tf.minimum(block, tf.cast(tf.shape(before)[-1] - 1, tf.float32))
+    row, batch_dims = tf.cast(block, tf.int32), len(chosen.shape) - 1
+    number -= tf.gather(before, row, batch_dims=batch_dims)
+    within = tf.gather(within, row, batch_dims=batch_dims)
+    inside = tf.reduce_sum(tf.cast(within <= number[..., None], tf.float32), axis=-1)
     return block * _BLOCK + inside

@@ -55,12 +55,14 @@ class ShortTermEncoder(keras.layers.Layer):
         self.encoder.build(history_shape)
 
     def call(self, history, history_mask, items, gaps=None):
+        # In int64, because int32 is compared on the host, also where there is a GPU.
         items, real = newest(items, history_mask, self.length)
+        items = ops.cast(items, "int64")
         if gaps is None:
             sessions = equal_sessions(real, -(-self.length // self.max_sessions))
         else:
             gaps, _ = newest(gaps, history_mask, self.length)
-            sessions = gap_sessions(gaps)
+            sessions = gap_sessions(ops.cast(gaps, "int64"))
         behaviors, _ = self.encoder(history, history_mask, sessions)
         return self._pool(behaviors, real, sessions, popularity_tier(items, self.tiers))
 
@@ -108,19 +110,19 @@ def gap_sessions(gaps):
     Args:
         gaps: int (batch, k), newest last: rows of a table of gaps with one boundary.
     """
-    begins = ops.cast(ops.greater_equal(gaps, _SESSION_BEGINS), "int32")
+    begins = ops.cast(ops.greater_equal(gaps, _SESSION_BEGINS), "int64")
     return tf.cumsum(begins, axis=1, reverse=True, exclusive=True)
 
 
 def equal_sessions(real, size):
     """As `gap_sessions`, cut every `size` behaviors back from the newest; real: bool (batch, k)."""
     place = tf.range(tf.shape(real)[1], 0, -1) - 1
-    return ops.broadcast_to(place // size, ops.shape(real))
+    return ops.broadcast_to(ops.cast(place // size, "int64"), ops.shape(real))
 
 
 def popularity_tier(items, tiers):
     """Tier of item rows, int (...): 0 is the most popular; what is out of vocabulary, the last."""
-    tier = ops.sum(ops.cast(ops.greater_equal(items[..., None], tiers), "int32"), axis=-1)
+    tier = ops.sum(ops.cast(ops.greater_equal(items[..., None], tiers), "int64"), axis=-1)
     return ops.where(ops.equal(items, OUT_OF_VOCABULARY), len(tiers), tier)
 
 

@@ -127,19 +127,20 @@ def _attend(queries, behaviors, real, bias, values=None):
     """(batch, candidates, heads, width of the values)."""
     values = behaviors if values is None else values
     batch, candidates, heads, dim = ops.shape(queries)
+    length = ops.shape(behaviors)[-2]
     if len(behaviors.shape) == 3:
         # Behaviors that all candidates share take all queries as the rows of one product.
         queries = ops.reshape(queries, (batch, candidates * heads, dim))
         real, bias = real[:, None], None if bias is None else bias[:, None]
     logits = ops.cast(ops.matmul(queries, ops.swapaxes(behaviors, -1, -2)), "float32")
-    logits = ops.reshape(logits, (batch, candidates, heads, -1))
+    logits = ops.reshape(logits, (batch, candidates, heads, length))
     if bias is not None:
         logits += ops.cast(ops.swapaxes(bias, -1, -2), "float32")
     real = real[:, :, None]
     weights = ops.softmax(ops.where(real, logits, _LOWEST), axis=-1)
     weights = ops.cast(ops.where(real, weights, 0.0), values.dtype)
     if len(behaviors.shape) == 3:
-        weights = ops.reshape(weights, (batch, candidates * heads, -1))
+        weights = ops.reshape(weights, (batch, candidates * heads, length))
     pooled = ops.matmul(weights, values)
     return ops.reshape(pooled, (batch, candidates, heads, values.shape[-1]))
 

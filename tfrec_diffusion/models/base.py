@@ -172,23 +172,27 @@ class Request:
 
     def __init__(self, schema, features, tables):
         embedded = {f.name: tables[f.table](features[f.name]) for f in schema.embedded_features}
-        candidate = schema.group("candidate")
-        compared = [schema.target_of(f) for f in schema.group("history")]
-        other = [f for f in candidate if f not in compared]
+        history = schema.group("history")
+        compared = [schema.target_of(feature) for feature in history]
         self._schema = schema
         self._tables = tables
         self._rows_at = BehaviorRows(name="request.behaviors")
         self.features = features
-        self.user = _concatenate(embedded, schema.group("user"))
-        self.context = _concatenate(embedded, schema.group("context"))
-        self.candidate = _concatenate(embedded, candidate)
-        self.candidate_other = _concatenate(embedded, other)
-        self.history = _concatenate(embedded, schema.group("history"))
-        for feature in compared:
-            if feature.group == "context":
-                of_each = ops.ones_like(self.candidate[..., :1])
-                embedded[feature.name] = of_each * embedded[feature.name][:, None]
-        self.target = _concatenate(embedded, compared)
+        self.user, self.context, self.candidate = (
+            _concatenate([embedded[f.name] for f in schema.group(name)])
+            for name in ("user", "context", "candidate")
+        )
+        self.candidate_other = _concatenate(
+            [embedded[f.name] for f in schema.group("candidate") if f not in compared]
+        )
+        of_each = ops.ones_like(self.candidate[..., :1])
+        self.target = _concatenate(
+            [
+                embedded[f.name] if f.group == "candidate" else of_each * embedded[f.name][:, None]
+                for f in compared
+            ]
+        )
+        self.history = _concatenate([embedded[f.name] for f in history])
         self.candidate_mask = ops.not_equal(features[schema.candidate_key], PADDING)
         self.history_mask = ops.not_equal(features[schema.history_key], PADDING)
         self.history_key = schema.history_key
@@ -215,17 +219,16 @@ class Request:
         of_behaviors = self._schema.group("history", "behavior")
         rows = {feature.name: self.features[feature.name] for feature in of_behaviors}
         rows = self._rows_at(rows, positions, real)
-        embedded = {f.name: self._tables[f.table](rows[f.name]) for f in history}
         selected = copy.copy(self)
         selected.features = {**self.features, **rows}
-        selected.history = _concatenate(embedded, history)
+        selected.history = _concatenate([self._tables[f.table](rows[f.name]) for f in history])
         selected.history_mask = real
         return selected
 
 
-def _concatenate(embedded, features):
-    """Side by side, in this order; `None` of no features."""
-    return ops.concatenate([embedded[f.name] for f in features], axis=-1) if features else None
+def _concatenate(tensors):
+    """Side by side; `None` if there are none."""
+    return ops.concatenate(tensors, axis=-1) if tensors else None
 
 
 def as_schema(schema):

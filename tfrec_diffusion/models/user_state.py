@@ -7,8 +7,8 @@ def split(model):
     """Cuts a model's graph where what is made of the user alone meets context and candidates.
 
     Layers and weights are the model's own. A layer that sees both sides is cut as well if it has
-    a method `split`: it returns two layers, one of the arguments of the user alone, one of what
-    that gave and of the other arguments.
+    a method `split`: it returns two layers, one of the positional arguments of the user alone, one
+    of what that gave and of the others.
 
     Args:
         model: `RankingModel`.
@@ -36,7 +36,7 @@ def split(model):
             outputs = operation(*args, **kwargs)
             known.update({id(x): x for x in _tensors(outputs)})
             return outputs
-        if hasattr(operation, "split"):
+        if hasattr(operation, "split") and not kwargs:
             of_user_alone, of_both = operation.split()
             result = call(of_user_alone, *(x for x in args if id(x) in known))
             return call(of_both, result, *(x for x in args if id(x) not in known))
