@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 
-import numpy as np
 import tensorflow as tf
 
 from tfrec_diffusion.layers.lookup import RequestLookup
@@ -44,7 +43,7 @@ class ServedModel(tf.Module):
         self._correct = correct_negative_sampling
         if model.has_user_state:
             self._of_user, self._of_candidates = split(model)
-            self._fingerprint = _fingerprint(model, self.schema)
+            self._fingerprint = tf.constant(_fingerprint(model, self.schema), tf.int64)
 
     def signatures(self):
         """dict by name of a function and what it takes: a `tf.TensorSpec` or a dict of them."""
@@ -168,7 +167,7 @@ def _fingerprint(model, schema):
     digest.update(repr(sorted(config.items())).encode())
     for weight in model.weights:
         digest.update(weight.numpy().tobytes())
-    return np.frombuffer(digest.digest()[:8], "int64")[0]
+    return int.from_bytes(digest.digest()[:6])  # JSON's numbers are whole to 2^53
 
 
 def correct(probability, negative_rate):

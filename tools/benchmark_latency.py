@@ -24,6 +24,7 @@ from timing import print_table
 from tfrec_diffusion import models
 from tfrec_diffusion.export import export
 from tfrec_diffusion.raw_requests import raw_requests
+from tfrec_diffusion.schema import Schema
 
 MODELS = flags.DEFINE_list("models", sorted(models.MODELS), "registered models")
 LENGTH = flags.DEFINE_integer("length", 1500, "of the history", 1)
@@ -46,7 +47,7 @@ def main(_):
             version = export(model, directory, directory / name)
             program = programs.enter_context(SavedModelProgram(binary, version))
             inputs = signature_inputs(version)
-            request = raw_requests(schema, candidates=CANDIDATES.value)
+            request = raw_requests(Schema.load(version), candidates=CANDIDATES.value)
             for signature in _SIGNATURES:
                 if signature in inputs:
                     values = signature_values(program, inputs, signature, request)

@@ -5,8 +5,8 @@
 
 The first line starts the stand-in for TF Serving (tools/serving/stand_in.py) in a process of its
 own, on cores that it shares with this one; the second asks a server that runs already. Requests
-have random values, full histories and `--candidates` candidates; `describe.json` of the newest
-version says what they hold, and its vocabularies are the source of known values.
+have random values, full histories and `--candidates` candidates, made from the newest version's
+schema and vocabularies.
 
 Load is open-loop: requests are due at the times of a Poisson process, whether or not those before
 them are answered, and latency counts from when a request was due, so that a queue shows. First a
@@ -25,10 +25,14 @@ import threading
 import time
 
 import numpy as np
-from absl import app, flags
+from absl import flags
+from serving import command
 from serving.client import GrpcClient
-from serving.described_requests import DescribedRequests, newest_version
+from serving.mixed_requests import newest_version, signature_inputs
 from timing import SECONDS, medians, print_table
+
+from tfrec_diffusion.raw_requests import raw_requests
+from tfrec_diffusion.schema import Schema
 
 EXPORT_DIR = flags.DEFINE_string("export_dir", None, "directory of the model's versions")
 ADDRESS = flags.DEFINE_string("address", None, "host:port of gRPC; none starts the stand-in")
@@ -103,22 +107,26 @@ def server():
     if ADDRESS.value:
         yield ADDRESS.value
         return
-    program = pathlib.Path(__file__).parent / "serving" / "stand_in.py"
-    model = f"--model={MODEL.value}={EXPORT_DIR.value}"
-    command = [sys.executable, str(program), model, "--port=0", "--rest_port=0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    tools = pathlib.Path(__file__).parent
+    model = f"--model={MODEL.value}={pathlib.Path(EXPORT_DIR.value).absolute()}"
+    stand_in = [sys.executable, "-m", "serving.stand_in", model, "--port=0", "--rest_port=0"]
+    with subprocess.Popen(stand_in, cwd=tools, stdout=subprocess.PIPE, text=True) as process:
         try:
             started = re.match(r"gRPC ([^,]+)", process.stdout.readline())
             if started is None:
-                raise RuntimeError("the stand-in did not start; what it printed says why")
+                raise ChildProcessError("the stand-in did not start; what it printed says why")
             yield started.group(1)
         finally:
             process.terminate()
 
 
 def main(_):
-    made = DescribedRequests(newest_version(EXPORT_DIR.value), SEED.value)
-    requests = [made.make(CANDIDATES.value) for _ in range(REQUESTS.value)]
+    version = newest_version(EXPORT_DIR.value)
+    made = raw_requests(
+        Schema.load(version), REQUESTS.value, CANDIDATES.value, seed=SEED.value,
+        vocabularies=version / "assets",
+    )  # fmt: skip
+    requests = [dict(zip(made, values, strict=True)) for values in zip(*made.values(), strict=True)]
     rng = np.random.default_rng(SEED.value)
     with server() as address:
         client = GrpcClient(address, MODEL.value, deadline=DEADLINE.value)
@@ -139,7 +147,7 @@ def main(_):
             ["rate done", "p50", "p95", "p99", "p99 / p50", "errors"],
             rows,
         )
-        if "user_state" in made.signatures:
+        if "user_state" in signature_inputs(version):
             print_shares(client, requests[0])
 
 
@@ -164,4 +172,4 @@ def print_shares(client, request):
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("export_dir")
-    app.run(main)
+    command.run(main)

@@ -3,18 +3,20 @@
     python tools/check_serving.py --export_dir=serving/din \
         --address=localhost:8500 --rest_address=localhost:8501
 
-Scores random requests of several lengths, made from the newest version's `describe.json`, over gRPC
-and over REST; prints the largest relative difference of each signature, and fails if one is more
-than 1e-5.
+Scores random requests of several lengths, made from the newest version's schema and vocabularies,
+over gRPC and over REST; prints the largest relative difference of each signature, and ends with
+exit status 1 if one is more than 1e-5.
 """
-
-import sys
 
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
+from serving import command
 from serving.client import GrpcClient, RestClient
-from serving.described_requests import DescribedRequests, newest_version
+from serving.mixed_requests import newest_version, signature_inputs
+
+from tfrec_diffusion.raw_requests import raw_requests
+from tfrec_diffusion.schema import Schema
 
 TOLERANCE = 1e-5
 _SIZES = ((1, 1), (3, 7), (100, None), (500, 2000), (2, 0))  # candidates, behaviors
@@ -32,8 +34,9 @@ def differences(export_dir, model, address, rest_address):
         dict by protocol and signature.
     """
     version = newest_version(export_dir)
-    made = DescribedRequests(version)
-    requests = [made.make(*size) for size in _SIZES]
+    schema = Schema.load(version)
+    made = [raw_requests(schema, 1, *size, vocabularies=version / "assets") for size in _SIZES]
+    requests = [{name: values[0] for name, values in one.items()} for one in made]
     loaded = tf.saved_model.load(str(version))
     expected = [_scores(loaded.signatures["serving_default"], request) for request in requests]
     settings = {"version": int(version.name), "deadline": 60}
@@ -44,9 +47,9 @@ def differences(export_dir, model, address, rest_address):
     ):
         answers = {
             "serving_default": [client.score(request) for request in requests],
-            "examples": client.score_examples(requests, made.key),
+            "examples": client.score_examples(requests, schema.candidate_key),
         }
-        if "user_state" in made.signatures:
+        if "user_state" in signature_inputs(version):
             answers["score"] = [client.score(r, client.user_state(r)) for r in requests]
         client.close()
         for signature, scores in answers.items():
@@ -61,12 +64,11 @@ def _scores(function, request):
     return function(**tensors)["click_probability"].numpy()[0]
 
 
-def main(_):
-    values = flags.FLAGS
+def main(values):
     largest = differences(values.export_dir, values.model, values.address, values.rest_address)
     for name, difference in largest.items():
         print(f"{name}: {difference:.1e}")
-    sys.exit(not all(difference <= TOLERANCE for difference in largest.values()))
+    return 0 if all(difference <= TOLERANCE for difference in largest.values()) else 1
 
 
 if __name__ == "__main__":
@@ -75,4 +77,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("address", "localhost:8500", "host:port of gRPC")
     flags.DEFINE_string("rest_address", "localhost:8501", "host:port of REST")
     flags.mark_flag_as_required("export_dir")
-    app.run(main)
+    command.run(main)

@@ -13,8 +13,8 @@ import pytest
 from tfrec_diffusion import models
 from tfrec_diffusion.export import export
 
-sys.path.append(str(pathlib.Path(__file__).parents[2] / "tools" / "serving"))
-from saved_model_program import compile_program
+sys.path.append(str(pathlib.Path(__file__).parents[2] / "tools"))
+from serving.saved_model_program import compile_program
 
 VOCABULARIES = {
     "item": range(100, 138),

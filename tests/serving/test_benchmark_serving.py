@@ -9,7 +9,6 @@ from concurrent.futures import Future
 import benchmark_serving
 import numpy as np
 import pytest
-from serving.described_requests import DescribedRequests
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
@@ -86,21 +85,6 @@ def test_the_saturating_rate_waits_for_answers():
 
     rate = benchmark_serving.saturating_rate(send, workers=2, seconds=0.05)
     assert 0 < rate <= len(sent) / 0.05
-
-
-def test_requests_follow_the_description(exported):
-    request = DescribedRequests(exported / "1", seed=3).make(candidates=5)
-    assert sorted(request) == [
-        *("category", "history_category", "history_gap", "history_hour", "history_item"),
-        *("hour", "item", "price", "user"),
-    ]
-    assert np.shape(request["user"]) == () and request["item"].shape == (5,)
-    assert request["history_item"].shape == request["history_gap"].shape == (12,)
-    assert set(request["item"]) <= set(range(100, 138)), "of the vocabulary"
-    assert isinstance(request["category"][0], str) and request["price"].dtype == np.float32
-    again = DescribedRequests(exported / "1", seed=3).make(candidates=5)
-    assert again["history_item"].tolist() == request["history_item"].tolist()
-    assert DescribedRequests(exported / "1").make(2, behaviors=30)["history_hour"].shape == (30,)
 
 
 def run(*arguments):

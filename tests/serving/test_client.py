@@ -155,6 +155,10 @@ def test_a_kept_state_scores_other_candidates(connect):
     assert client.score({"item": [7], "price": [0.5]}, state).tolist() == [7.5]
 
 
+def test_no_requests(connect):
+    assert connect().score_examples([], "item") == []
+
+
 def test_many_requests_of_several_lengths(connect):
     short = {"user": b"\xff", "item": [3], "price": [float("nan")], "history": []}
     many = connect().score_examples([REQUEST, short, REQUEST], "item")
@@ -261,14 +265,19 @@ def test_nothing_else_is_tried_again(connect, server, monkeypatch, code, error):
     [("UNAVAILABLE", clients.Unavailable), ("RESOURCE_EXHAUSTED", clients.Overloaded)],
 )
 def test_the_deadline_ends_the_tries(connect, server, monkeypatch, code, error):
-    client = connect(deadline=60)
+    """Pauses grow, to half a second; one more would end after the deadline."""
+    client = connect(deadline=2)
     client.score(REQUEST)
-    faults = Faults(server, *[grpc.StatusCode[code]] * 10**4)
+    faults = Faults(server, *[grpc.StatusCode[code]] * 100)
     monkeypatch.setattr(server, "predict", faults)
-    client.deadline = 0.5
+    pauses = []
+    monkeypatch.setattr(clients.time, "monotonic", lambda: sum(pauses))
+    monkeypatch.setattr(clients.time, "sleep", pauses.append)
+    monkeypatch.setattr(clients.random, "uniform", lambda low, high: high)
     with pytest.raises(error, match="a fault"):
         client.score(REQUEST)
-    assert 1 < faults.calls < 1000, "pauses grow"
+    assert pauses == [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.5]
+    assert faults.calls == 9
 
 
 def test_a_server_that_does_not_answer(connect, server, monkeypatch):
@@ -325,6 +334,101 @@ def test_signatures_are_asked_for_once(connect, server, monkeypatch):
         client.score(REQUEST)
         client.user_state(REQUEST)
     assert len(asked) == 1
+
+
+class Prices(tf.Module):
+    """A score is a price; the state is the length of the user's name, and twice that."""
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec(ONE, tf.string, name="user"),
+            tf.TensorSpec(LIST, tf.float32, name="price"),
+        ]
+    )
+    def serving_default(self, user, price):
+        return {"click_probability": price + 0 * self.user_state(user)["length"][:, None]}
+
+    @tf.function(input_signature=[tf.TensorSpec(ONE, tf.string, name="user")])
+    def user_state(self, user):
+        length = tf.cast(tf.strings.length(user), tf.float32)
+        return {"length": length, "twice": 2 * length}
+
+
+class PricesOfItems(Prices):
+    """The same, but the price is that of the item, and the state the length alone."""
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec(ONE, tf.string, name="user"),
+            tf.TensorSpec(LIST, tf.int64, name="item"),
+        ]
+    )
+    def serving_default(self, user, item):
+        return {"click_probability": tf.cast(item, tf.float32)}
+
+    @tf.function(input_signature=[tf.TensorSpec(ONE, tf.string, name="user")])
+    def user_state(self, user):
+        return {"length": tf.cast(tf.strings.length(user), tf.float32)}
+
+
+@pytest.fixture(scope="module")
+def two_versions(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("prices")
+    for number, model in enumerate([Prices(), PricesOfItems()], 1):
+        signatures = {name: getattr(model, name) for name in ("serving_default", "user_state")}
+        tf.saved_model.save(model, str(directory / str(number)), signatures)
+    with stand_in.StandIn({"prices": directory}) as server:
+        yield server
+
+
+@pytest.fixture
+def go_live(two_versions, monkeypatch):
+    """`go_live(number)`: that version is the newest."""
+    versions = two_versions._models["prices"]
+    return lambda number: monkeypatch.setitem(
+        two_versions._models, "prices", {number: versions[number]}
+    )
+
+
+WITH_PRICES = {"user": "ann", "price": [0.5, 0.25]}
+WITH_ITEMS = {"user": "ann", "item": [3, 4]}
+
+
+def test_a_version_with_other_inputs_goes_live(connect, two_versions, go_live):
+    """Found by the server, or by the client, whose request is of the new version."""
+    go_live(1)
+    by_server, by_client = (connect("prices", two_versions) for _ in range(2))
+    for client in (by_server, by_client):
+        assert client.score(WITH_PRICES).tolist() == [0.5, 0.25]
+    go_live(2)
+    assert by_server.score({**WITH_PRICES, **WITH_ITEMS}).tolist() == [3, 4]
+    assert by_client.score(WITH_ITEMS).tolist() == [3, 4]
+    go_live(1)
+    assert by_client.score(WITH_PRICES).tolist() == [0.5, 0.25]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_version_with_other_outputs_goes_live(connect, two_versions, go_live, before, after):
+    states = {1: {"length": [3], "twice": [6]}, 2: {"length": [3]}}
+    client = connect("prices", two_versions)
+    for number in (before, after):
+        go_live(number)
+        state = client.user_state({"user": "ann"})
+        assert {name: x.tolist() for name, x in state.items()} == states[number]
+
+
+@pytest.mark.parametrize(("version", "asked"), [(None, 2), (2, 1)])
+def test_an_invalid_request_asks_for_the_signatures_again(
+    connect, two_versions, monkeypatch, version, asked
+):
+    """And is not sent again if they are the same; those of a version's number never change."""
+    asked_for, metadata = [], two_versions.metadata
+    monkeypatch.setattr(two_versions, "metadata", lambda r: asked_for.append(r) or metadata(r))
+    faults = Faults(two_versions, grpc.StatusCode.INVALID_ARGUMENT)
+    monkeypatch.setattr(two_versions, "predict", faults)
+    with pytest.raises(clients.InvalidRequest, match="a fault"):
+        connect("prices", two_versions, version=version).score(WITH_ITEMS)
+    assert (len(asked_for), faults.calls) == (asked, 1)
 
 
 def test_rest_keeps_its_connection(server, monkeypatch):

@@ -81,6 +81,7 @@ def test_compose():
     services = yaml.safe_load((CONFIGURATION / "compose.yaml").read_text())["services"]
     assert sorted(services) == ["cpu", "gpu"]
     for service in services.values():
+        assert service["ports"] == ["127.0.0.1:8500:8500", "127.0.0.1:8501:8501"]
         assert any(volume.endswith(":/models/ranking:ro") for volume in service["volumes"])
         for flag in service["command"]:
             _, _, file = flag.partition("=/config/")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import small_exports
 import tensorflow as tf
-from mixed_requests import (
+from serving.mixed_requests import (
     OUTPUT,
     mixed_requests,
     score,
@@ -14,8 +14,9 @@ from mixed_requests import (
     signature_inputs,
     signature_values,
 )
-from saved_model_program import SavedModelProgram
+from serving.saved_model_program import SavedModelProgram
 
+from tfrec_diffusion.raw_requests import as_examples
 from tfrec_diffusion.schema import Schema
 
 pytestmark = [pytest.mark.slow, small_exports.needs_compiler]
@@ -81,11 +82,10 @@ def other_dtype(rng, x):
     return np.ones(x.shape, rng.choice(sorted(dtypes, key=str)))
 
 
-# What makes inputs that fit nothing; the first three still fit.
+# Of a feature, what they make still fits: it is unknown or missing.
+FITTING = (extreme, garbage, truncated)
 MUTATIONS = (
-    extreme,
-    garbage,
-    truncated,
+    *FITTING,
     other_dtype,
     lambda _, x: x.reshape(-1),
     lambda _, x: x[..., None],
@@ -100,20 +100,27 @@ MUTATIONS = (
 )
 
 
-def mutate(rng, inputs):
-    """Changes, takes away or adds up to three inputs."""
-    inputs = dict(inputs)
+def mutate(rng, inputs, features):
+    """Changes, takes away or adds up to three inputs.
+
+    Returns:
+        The inputs, and whether they must get an answer.
+    """
+    inputs, fits = dict(inputs), True
     count = min(rng.integers(0, 4), len(inputs))
     for name in rng.choice(sorted(inputs), count, replace=False):
         how = rng.random()
         if how < 0.05:
             del inputs[name]
+            fits = False
         elif how < 0.1:
             inputs[f"{name} "] = inputs[name]
+            fits = False
         else:
             mutation = MUTATIONS[rng.integers(len(MUTATIONS))]
             inputs[name] = mutation(rng, inputs[name])
-    return inputs
+            fits &= mutation in FITTING and name in features
+    return inputs, fits
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -121,17 +128,18 @@ def test_scores_or_an_error_and_the_program_lives_on(served, seed):
     rng = np.random.default_rng(seed)
     good = mixed_requests(served.schema, batch=3, candidates=5, length=12, seed=0)
     before = served.scores(good)
+    features = served.inputs["serving_default"]
     answered = 0
     for _ in range(200):
         signature = str(rng.choice(sorted(served.inputs)))
         batch, candidates, length = (rng.integers(0, most + 1) for most in (3, 6, 30))
         seed = rng.integers(2**31)
         requests = mixed_requests(served.schema, batch, candidates, length, seed)
-        inputs = mutate(rng, served.of(requests, signature))
+        inputs, fits = mutate(rng, served.of(requests, signature), features)
         try:
             outputs = served.program.run(signature, inputs)
         except tf.errors.InvalidArgumentError as error:
-            assert error.message
+            assert error.message and not fits, (error.message, signature, inputs)
             continue
         answered += 1
         if signature != "user_state":
@@ -156,6 +164,18 @@ def test_inputs_that_differ_in_length_get_an_error(served):
                     changed = np.take(x, np.arange(other) % length, axis)
                     with pytest.raises(tf.errors.InvalidArgumentError):
                         served.program.run(signature, {**inputs, name: changed})
+
+
+def test_lists_of_an_example_that_differ_in_length_get_an_error(served):
+    """Also a user or context feature of two values; an empty list is one of missing values."""
+    requests = mixed_requests(served.schema, batch=3, candidates=5, length=12, seed=0)
+    for name in served.inputs["serving_default"]:
+        lists = requests[name].reshape(3, -1)
+        length = lists.shape[1]
+        for other in {1, 2, length + 1} - {length}:
+            changed = {**requests, name: np.take(lists, np.arange(other) % length, 1)}
+            with pytest.raises(tf.errors.InvalidArgumentError):
+                served.program.run("examples", {"examples": as_examples(changed)})
 
 
 def test_errors_name_what_is_wrong(served):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import small_exports
 import tensorflow as tf
-from mixed_requests import mixed_requests, score, scoring, signature_inputs
-from saved_model_program import SavedModelProgram
 from serving.client import GrpcClient
+from serving.mixed_requests import mixed_requests, score, scoring, signature_inputs
+from serving.saved_model_program import SavedModelProgram
 from serving.stand_in import StandIn
 
 from tfrec_diffusion.models import MODELS
@@ -57,18 +57,17 @@ def row(table, value):
 
 
 def expected(served, request):
-    """The model's own scores of the rows; of each history, the newest behaviors."""
+    """The model's own scores of the rows; of each history, the newest real behaviors."""
     schema, rows = served.schema, {}
     for feature in schema.features:
         values = request[feature.name]
         found = [row(schema.table(feature.table), value) for value in values.ravel().tolist()]
         rows[feature.name] = np.array(found, np.int32).reshape(values.shape)
-    last = [max(np.flatnonzero(key), default=-1) + 1 for key in rows[schema.history_key]]
+    kept = [np.flatnonzero(key)[-schema.history_length :] for key in rows[schema.history_key]]
     for feature in schema.group("history", "behavior"):
-        newest = np.zeros((len(last), schema.history_length), np.int32)
-        for i, end in enumerate(last):
-            kept = rows[feature.name][i, max(end - schema.history_length, 0) : end]
-            newest[i, : len(kept)] = kept
+        newest = np.zeros((len(kept), schema.history_length), np.int32)
+        for i, real in enumerate(kept):
+            newest[i, : len(real)] = rows[feature.name][i, real]
         rows[feature.name] = newest
     return served.model(rows).numpy() * (rows[schema.candidate_key] != 0)
 
@@ -85,7 +84,7 @@ def test_histories_empty_as_long_as_trained_and_longer(served, length):
         assert_close(scores, of_python)
 
 
-@pytest.mark.parametrize("candidates", [1, 2, 99, 2000])
+@pytest.mark.parametrize("candidates", [0, 1, 2, 99, 2000])
 def test_any_number_of_candidates(served, candidates):
     request = mixed_requests(served.schema, batch=2, candidates=candidates, length=12, seed=0)
     of_python = expected(served, request)

@@ -3,11 +3,13 @@
 import http.client
 import json
 import shutil
+import types
 
 import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from serving import stand_in
 from serving.stand_in import StandIn
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -18,7 +20,8 @@ from tensorflow_serving.apis import (
 
 
 class Doubler(tf.Module):
-    """`serving_default`: twice x, and how many; `labels`: its one output is not named in REST."""
+    """`serving_default`: x by a factor, and how many; `join`: its one output is not named in REST;
+    `half`: an output of a type that JSON has not, and `whole`: such an input."""
 
     def __init__(self, factor):
         super().__init__()
@@ -38,10 +41,19 @@ class Doubler(tf.Module):
         tf.debugging.assert_greater_equal(number, tf.constant(-1, tf.int64), "too small")
         return {"length": tf.strings.length(text) + tf.cast(number % 10, tf.int32)}
 
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.float32, name="x")])
+    def half(self, x):
+        return {"half": tf.cast(x, tf.bfloat16)}
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.bfloat16, name="half")])
+    def whole(self, half):
+        return {"x": tf.cast(half, tf.float32)}
+
 
 def save(factor, directory, warm_up=()):
     model = Doubler(factor)
     signatures = {"serving_default": model.scale, "join": model.join}
+    signatures |= {"half": model.half, "whole": model.whole}
     tf.saved_model.save(model, str(directory), signatures)
     if warm_up:
         (directory / "assets.extra").mkdir()
@@ -154,6 +166,13 @@ def test_a_tensor_whose_bytes_do_not_fit_its_shape(service):
     assert "tensor parsing error: x" in error.value.details()
 
 
+def test_bfloat16_over_grpc(service):
+    half = service.Predict(predict_request("half", x=tf.constant([0.5]))).outputs["half"]
+    request = predict_request("whole")
+    request.inputs["half"].CopyFrom(half)
+    assert tf.make_ndarray(service.Predict(request).outputs["x"]).tolist() == [0.5]
+
+
 def test_metadata_over_both_protocols(service, rest):
     request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
     request.model_spec.name = "doubler"
@@ -203,6 +222,13 @@ def test_a_single_output_has_no_name_in_rest_and_base64_is_bytes(rest):
         ("doubler:predict", {"inputs": {"x": [["a", 2]]}}, 400, "x is not of expected type"),
         ("doubler:predict", {"inputs": {"x": [[1], [1, 2]]}}, 400, "x is not of expected type"),
         ("doubler:predict", {"inputs": {"x": [[1, 2, 3]]}}, 400, "shape"),
+        ("doubler:predict", {"signature_name": "half", "inputs": {"x": [0.5]}}, 400, "bfloat16"),
+        (
+            "doubler:predict",
+            {"signature_name": "whole", "inputs": {"half": [0.5]}},
+            501,
+            "bfloat16",
+        ),
     ],
 )
 def test_a_wrong_rest_request_gets_a_status_and_a_reason(rest, path, body, status, message):
@@ -230,3 +256,19 @@ def test_a_version_whose_warm_up_fails_is_refused(versions, tmp_path):
 def test_a_directory_without_versions(tmp_path):
     with pytest.raises(ValueError, match="must hold versions"):
         StandIn({"doubler": tmp_path})
+
+
+@pytest.mark.parametrize("taken", ["address", "rest_address"])
+def test_a_port_that_is_taken(server, taken):
+    port = int(getattr(server, taken).split(":")[1])
+    ports = {"port" if taken == "address" else "rest_port": port}
+    with pytest.raises(OSError, match=f"must be free. Received: .*{port}"):
+        StandIn({}, **ports)
+
+
+@pytest.mark.parametrize("model", ["/serving/din", "ranking=", "=/serving/din"])
+def test_a_model_without_a_name_or_a_directory(model):
+    with pytest.raises(
+        ValueError, match=f"`model` must be NAME=DIRECTORY. Received: model={model}"
+    ):
+        stand_in.main(types.SimpleNamespace(model=[model]))

@@ -1,7 +1,13 @@
 """Clients of a model in TF Serving, over gRPC and over REST: requests in, click probabilities out.
 
-    client = GrpcClient("localhost:8500", "din")
-    client.score({"user": "ann", "item": [17, 4], "history_item": [3, 17], ...})  # float32 (2,)
+    PYTHONPATH=tools python
+    >>> from serving.client import GrpcClient
+    >>> client = GrpcClient("localhost:8500", "ranking")
+    >>> client.score({"user": "ann", "item": [17, 4], "history_item": [3, 17], ...})  # float32 (2,)
+
+The server is TF Serving, or a stand-in for it:
+
+    PYTHONPATH=tools python -m serving.stand_in --model=ranking=serving/din
 
 A request is a dict of raw values under the names of the features: one of users and contexts, a
 sequence of candidates and behaviors, oldest first; names that a signature does not take are left
@@ -88,10 +94,12 @@ class _Client:
         model: Name of the model.
         version: Its version; the newest if `None`.
         version_label: The label of a version, in place of its number.
-        deadline: Seconds that a call may take with all its tries.
+        deadline: Seconds that a call may take with all its tries. The first one also connects and
+            asks for the signatures.
 
     Every method raises `ServingError`. After `Unavailable` and its like it tries again, until the
-    deadline, and after nothing else; to score changes nothing, so that a second try does no harm.
+    deadline; to score changes nothing, so that a second try does no harm. After `InvalidRequest` it
+    tries once more if a version with other signatures has gone live meanwhile.
     """
 
     def __init__(self, address, model, version=None, version_label=None, deadline=1.0):
@@ -114,10 +122,9 @@ class _Client:
             request: dict as above; with a state, its context and candidate features will do.
             state: What `user_state` gave for the user.
         """
-        end = time.monotonic() + self.deadline
         name = "serving_default" if state is None else "score"
-        tensors = _tensors(name, self._inputs(name, end), request, state)
-        return self._predict(name, tensors, end)[OUTPUT][0]
+        outputs = self._predict(name, lambda inputs: _tensors(name, inputs(name), request, state))
+        return outputs[OUTPUT][0]
 
     def score_examples(self, requests, key):
         """The same for many requests at once: a list of arrays.
@@ -126,30 +133,60 @@ class _Client:
             requests: List of dicts as above, with any numbers of candidates and behaviors.
             key: Name of a candidate feature: a request has as many scores as values of it.
         """
-        end = time.monotonic() + self.deadline
-        whole = self._inputs("serving_default", end)
-        examples = [_example(_tensors("examples", whole, request)) for request in requests]
-        self._inputs("examples", end)
-        tensors = {"examples": np.array(examples, object)}
-        scores = self._predict("examples", tensors, end)[OUTPUT]
+        if not requests:
+            return []
+
+        def tensors(inputs):
+            specs = inputs("serving_default")
+            examples = [_example(_tensors("examples", specs, request)) for request in requests]
+            return {"examples": np.array(examples, object)}
+
+        scores = self._predict("examples", tensors)[OUTPUT]
         return [row[: len(request[key])] for row, request in zip(scores, requests, strict=True)]
 
     def user_state(self, request):
         """What the model makes of the user and the history alone: a dict of arrays."""
-        end = time.monotonic() + self.deadline
-        tensors = _tensors("user_state", self._inputs("user_state", end), request)
-        return self._predict("user_state", tensors, end)
+        name = "user_state"
+        return self._predict(name, lambda inputs: _tensors(name, inputs(name), request))
 
-    def _inputs(self, name, end):
+    def _predict(self, name, tensors):
+        """The outputs of a signature, a dict.
+
+        Args:
+            name: Of the signature.
+            tensors: Makes its inputs, a dict of arrays, given `inputs(name)`, the `TensorInfo`s of
+                the inputs of any signature.
+        """
+        end = time.monotonic() + self.deadline
+
+        def predict(signatures):
+            signature = self._signature(signatures, name)
+            given = tensors(lambda name: self._signature(signatures, name).inputs)
+            return _until(end, lambda left: self._send(name, signature, given, left))
+
+        signatures = self._known_signatures(end)
+        try:
+            return predict(signatures)
+        except InvalidRequest:
+            if self.version is not None:  # its signatures stay
+                raise
+            with contextlib.suppress(ServingError):
+                self._signatures = _until(end, self._get_signatures)
+            renewed = self._signatures
+            if renewed == signatures:
+                raise
+        return predict(renewed)
+
+    def _known_signatures(self, end):
         if self._signatures is None:
             self._signatures = _until(end, self._get_signatures)
-        if name not in self._signatures:
-            names = sorted(self._signatures)
-            raise InvalidRequest(f"{self.model!r} has no signature {name!r}; there are {names}")
-        return self._signatures[name].inputs
+        return self._signatures
 
-    def _predict(self, signature, tensors, end):
-        return _until(end, lambda left: self._send(signature, tensors, left))
+    def _signature(self, signatures, name):
+        if name not in signatures:
+            names = sorted(signatures)
+            raise InvalidRequest(f"{self.model!r} has no signature {name!r}; there are {names}")
+        return signatures[name]
 
 
 class GrpcClient(_Client):
@@ -173,8 +210,9 @@ class GrpcClient(_Client):
 
     def message(self, signature, request, state=None):
         """The `PredictRequest` of a call, and with `send` its future: for load tests."""
-        specs = self._inputs(signature, time.monotonic() + self.deadline)
-        return self._message(signature, _tensors(signature, specs, request, state))
+        signatures = self._known_signatures(time.monotonic() + self.deadline)
+        specs = self._signature(signatures, signature).inputs
+        return self._message(signature, specs, _tensors(signature, specs, request, state))
 
     def send(self, message):
         """A future of the `PredictResponse`, tried once."""
@@ -189,12 +227,12 @@ class GrpcClient(_Client):
         answer.metadata["signature_def"].Unpack(signatures)
         return dict(signatures.signature_def)
 
-    def _send(self, signature, tensors, left):
-        answer = _answer(self._service.Predict, self._message(signature, tensors), left)
+    def _send(self, name, signature, tensors, left):
+        message = self._message(name, signature.inputs, tensors)
+        answer = _answer(self._service.Predict, message, left)
         return {name: tf.make_ndarray(tensor) for name, tensor in answer.outputs.items()}
 
-    def _message(self, signature, tensors):
-        specs = self._signatures[signature].inputs
+    def _message(self, signature, specs, tensors):
         inputs = {
             name: tf.make_tensor_proto(array, specs[name].dtype) for name, array in tensors.items()
         }
@@ -235,13 +273,18 @@ class RestClient(_Client):
             for name, signature in answer["metadata"]["signature_def"]["signature_def"].items()
         }
 
-    def _send(self, signature, tensors, left):
+    def _send(self, name, signature, tensors, left):
         inputs = {name: _to_json(array.tolist()) for name, array in tensors.items()}
-        body = json.dumps({"signature_name": signature, "inputs": inputs})
+        body = json.dumps({"signature_name": name, "inputs": inputs})
         outputs = self._ask("POST", self._path + ":predict", body.encode(), left)["outputs"]
-        specs = self._signatures[signature].outputs
-        if len(specs) == 1:  # then the API leaves its name out
-            outputs = dict.fromkeys(specs, outputs)
+        specs = signature.outputs
+        if not isinstance(outputs, dict):  # of a single one the API leaves the name out
+            outputs = {next(iter(specs)): outputs}
+        if outputs.keys() != set(specs):
+            raise InvalidRequest(
+                f"{name!r} must give {sorted(specs)}: another version may be live by now. "
+                f"Received: {sorted(outputs)}"
+            )
         return {name: np.array(outputs[name], _numpy(spec)) for name, spec in specs.items()}
 
     def _ask(self, method, path, body, left):

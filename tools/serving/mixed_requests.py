@@ -1,4 +1,4 @@
-"""Random raw requests with values unknown and missing, scored by any signature of a SavedModel."""
+"""Random raw requests with values unknown and missing, scored by any signature of a version."""
 
 import json
 import pathlib
@@ -11,14 +11,15 @@ OUTPUT = "click_probability"
 _UNKNOWN = {"int64": 2**62, "string": "never seen", "float32": np.inf}
 
 
-def mixed_requests(schema, batch, candidates, length, seed):
+def mixed_requests(schema, batch, candidates, length, seed, vocabularies=None):
     """As `raw_requests`, but rows end where they may, and a tenth of the values means nothing.
 
     Args:
-        schema: `Schema` with the `directory` of its vocabularies.
+        schema: `Schema`.
         batch: Number of requests.
         candidates, length: Of the longest row that there may be.
         seed: Of the choice.
+        vocabularies: As of `raw_requests`.
 
     Returns:
         dict of arrays as `Schema.serving_signature`.
@@ -30,7 +31,7 @@ def mixed_requests(schema, batch, candidates, length, seed):
 
     real = {"candidate": rows(candidates), "history": rows(length)}
     real["behavior"] = real["history"]
-    requests = raw_requests(schema, batch, candidates, length, seed)
+    requests = raw_requests(schema, batch, candidates, length, seed, vocabularies)
     for feature in schema.features:
         values, table = requests[feature.name], schema.table(feature.table)
         chance = rng.random(values.shape)
@@ -39,9 +40,17 @@ def mixed_requests(schema, batch, candidates, length, seed):
     return requests
 
 
-def signature_inputs(saved_model):
+def newest_version(export_dir):
+    """The directory of the version with the highest number."""
+    versions = [path for path in pathlib.Path(export_dir).iterdir() if path.name.isdecimal()]
+    if not versions:
+        raise FileNotFoundError(f"{export_dir} must hold versions, directories named by numbers")
+    return max(versions, key=lambda path: int(path.name))
+
+
+def signature_inputs(version):
     """Names of the inputs of each signature of a version, from its `describe.json`."""
-    description = json.loads((pathlib.Path(saved_model) / "describe.json").read_text())
+    description = json.loads((pathlib.Path(version) / "describe.json").read_text())
     return {name: list(tensors["inputs"]) for name, tensors in description["signatures"].items()}
 
 

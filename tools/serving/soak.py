@@ -1,37 +1,34 @@
-r"""Mixed random requests for a long time: does memory grow, does any score change?
+"""Mixed random requests for a long time: does memory grow, does any score change?
 
-    TF_ENABLE_ONEDNN_OPTS=0 python tools/serving/soak.py --model_dir=runs/din \
-        --saved_model=serving/din/1
+    PYTHONPATH=tools python -m serving.soak --export_dir=serving/din
 
-The SavedModel runs in a program without Python, a stand-in for TF Serving. Each request is random
-in its signature, values and sizes; every tenth is broken and must get an error. Some requests are
+The newest version runs in a program without Python, a stand-in for TF Serving. Each request is
+random in its signature, values and sizes; every tenth is broken and must get an error. Some are
 remembered, and must get bitwise the same scores whenever they come again. Memory is compared
-between the second fifth of the requests and the last one: the first warms the allocator up.
+between the second fifth of the requests and the last one. In the first the allocator warms up, and
+oneDNN, which keeps what it makes for each new shape, fills its cache: that takes thousands of
+requests of random sizes, so that far fewer than the default show growth where none will last.
 Exits with status 1 if memory grew, a score changed or a broken request got scores.
-
-oneDNN keeps what it has made for each new shape, until its cache is full: with it, memory grows for
-thousands of requests of random sizes, and then no more.
 """
 
-import sys
+import functools
 import tempfile
 from typing import NamedTuple
 
-import mixed_requests
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
-from saved_model_program import SavedModelProgram, compile_program
+from absl import flags
+from serving import command
+from serving.mixed_requests import (
+    mixed_requests,
+    newest_version,
+    score,
+    scoring,
+    signature_inputs,
+)
+from serving.saved_model_program import SavedModelProgram, compile_program
 
 from tfrec_diffusion.schema import Schema
-
-MODEL_DIR = flags.DEFINE_string("model_dir", None, "of the trained model", required=True)
-SAVED_MODEL = flags.DEFINE_string("saved_model", None, "a version of its export", required=True)
-REQUESTS = flags.DEFINE_integer("requests", 20_000, "how many", 10)
-CANDIDATES = flags.DEFINE_integer("candidates", 200, "at most", 1)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 4, "users of a request, at most", 1)
-ALLOWED_MB = flags.DEFINE_float("allowed_mb", 32, "growth of memory that is not reported", 0)
-SEED = flags.DEFINE_integer("seed", 0, "of the requests")
 
 _REMEMBERED = 32
 
@@ -74,13 +71,13 @@ class Sizes(NamedTuple):
     length: int
 
 
-def soak(program, inputs, schema, sizes, count, seed=0):
+def soak(program, inputs, make, sizes, count, seed=0):
     """Sends random requests, one after the other.
 
     Args:
         program: `SavedModelProgram`.
-        inputs: As `mixed_requests.signature_inputs`.
-        schema: `Schema` with the `directory` of its vocabularies.
+        inputs: As `signature_inputs`.
+        make: `make(batch, candidates, length, seed)`: `mixed_requests` of a schema.
         sizes: `Sizes`.
         count: Number of requests.
         seed: Of the requests.
@@ -89,18 +86,18 @@ def soak(program, inputs, schema, sizes, count, seed=0):
         `Report`.
     """
     rng = np.random.default_rng(seed)
-    signatures = mixed_requests.scoring(inputs)
+    signatures = scoring(inputs)
     scores_of = {}
     resident_bytes, changed, unnoticed = [], 0, 0
     for number in range(count):
         kind = rng.random()
         again = kind < 0.2 and scores_of
         made_from = int(rng.choice(list(scores_of))) if again else number
-        signature, request = _request(schema, signatures, sizes, (seed, made_from))
+        signature, request = _request(make, signatures, sizes, (seed, made_from))
         if kind > 0.9:
             unnoticed += not _refused(program, inputs, request)
         else:
-            scores = mixed_requests.score(program, inputs, signature, request)
+            scores = score(program, inputs, signature, request)
             if again:
                 changed += not np.array_equal(scores, scores_of[made_from])
             elif len(scores_of) < _REMEMBERED:
@@ -111,11 +108,11 @@ def soak(program, inputs, schema, sizes, count, seed=0):
     return Report(np.array(resident_bytes, float), changed, unnoticed)
 
 
-def _request(schema, signatures, sizes, seed):
+def _request(make, signatures, sizes, seed):
     rng = np.random.default_rng(seed)
     batch, candidates = (rng.integers(1, most + 1) for most in (sizes.batch, sizes.candidates))
     length = rng.integers(0, sizes.length + 1)
-    made = mixed_requests.mixed_requests(schema, batch, candidates, length, rng.integers(2**31))
+    made = make(batch, candidates, length, rng.integers(2**31))
     return rng.choice(signatures), made
 
 
@@ -131,22 +128,30 @@ def _refused(program, inputs, request):
     return False
 
 
-def main(_):
-    schema = Schema.load(MODEL_DIR.value)
-    sizes = Sizes(BATCH_SIZE.value, CANDIDATES.value, 2 * schema.history_length)
-    inputs = mixed_requests.signature_inputs(SAVED_MODEL.value)
+def main(values):
+    version = newest_version(values.export_dir)
+    schema = Schema.load(version)
+    make = functools.partial(mixed_requests, schema, vocabularies=version / "assets")
+    sizes = Sizes(values.batch_size, values.candidates, 2 * schema.history_length)
+    inputs = signature_inputs(version)
     with (
         tempfile.TemporaryDirectory() as directory,
-        SavedModelProgram(compile_program(directory), SAVED_MODEL.value) as program,
+        SavedModelProgram(compile_program(directory), version) as program,
     ):
-        report = soak(program, inputs, schema, sizes, REQUESTS.value, SEED.value)
+        report = soak(program, inputs, make, sizes, values.requests, values.seed)
     first, last = report.resident_bytes[[0, -1]] / 1e6
     print(f"memory: {first:.1f} MB at the start, {last:.1f} MB at the end")
     print(f"growth: {report.growth / 1e6:+.1f} MB, {report.slope / 1e3:+.3f} kB a request")
     print(f"scores that changed: {report.changed}; broken requests with scores: {report.unnoticed}")
-    if not report.passed(ALLOWED_MB.value):
-        sys.exit(1)
+    return 0 if report.passed(values.allowed_mb) else 1
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.DEFINE_string("export_dir", None, "directory of the model's versions")
+    flags.DEFINE_integer("requests", 20_000, "how many", 10)
+    flags.DEFINE_integer("candidates", 200, "at most", 1)
+    flags.DEFINE_integer("batch_size", 4, "users of a request, at most", 1)
+    flags.DEFINE_float("allowed_mb", 32, "growth of memory that is not reported", 0)
+    flags.DEFINE_integer("seed", 0, "of the requests")
+    flags.mark_flag_as_required("export_dir")
+    command.run(main)

@@ -1,12 +1,12 @@
 """A stand-in for TF Serving's binary, which no package registry has, on Python's TensorFlow.
 
-    python tools/serving/stand_in.py --model=din=serving/din --port=8500 --rest_port=8501
+    PYTHONPATH=tools python -m serving.stand_in --model=ranking=serving/din
 
 It speaks the PredictionService (Predict and GetModelMetadata) over gRPC, and the same over REST in
 the columnar format; errors have the real server's codes. A version is refused if one of its warm-up
 requests fails. Unlike the real server it loads every version there is, once, at the start; it
 batches nothing, knows no labels, and checks shapes before the model runs. It listens on this
-machine's loopback address only.
+machine's loopback address only, on the real server's ports unless told otherwise.
 """
 
 import base64
@@ -22,8 +22,9 @@ import urllib.parse
 import grpc
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 from google.protobuf import json_format
+from serving import command
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -44,6 +45,11 @@ _HTTP = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
+# What the real server converts from JSON, and to it. Of tensors of other types, as bfloat16, it has
+# no JSON.
+_FROM_JSON = {tf.float32, tf.float64, tf.int8, tf.int16, tf.int32, tf.int64, tf.uint8, tf.uint32,
+              tf.uint64, tf.bool, tf.string}  # fmt: skip
+_TO_JSON = _FROM_JSON | {tf.float16}
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -136,8 +142,13 @@ class StandIn:
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             _Service(self), self._grpc
         )
-        self.address = f"{_HOST}:{self._grpc.add_insecure_port(f'{_HOST}:{port}')}"
-        self._rest = _RestServer((_HOST, rest_port), self)
+        try:
+            self.address = f"{_HOST}:{self._grpc.add_insecure_port(f'{_HOST}:{port}')}"
+            self._rest = _RestServer((_HOST, rest_port), self)
+        except (OSError, RuntimeError) as error:  # the latter is gRPC's
+            raise OSError(
+                f"`port` and `rest_port` must be free. Received: {port} and {rest_port} ({error})"
+            ) from error
         self.rest_address = f"{_HOST}:{self._rest.server_address[1]}"
         self._grpc.start()
         threading.Thread(target=self._rest.serve_forever, daemon=True).start()
@@ -306,7 +317,7 @@ class _RestHandler(http.server.BaseHTTPRequestHandler):
         }
         request = predict_pb2.PredictRequest(model_spec=spec, inputs=inputs)
         outputs = self.server.stand_in.predict(request).outputs
-        values = {name: tf.make_ndarray(tensor).tolist() for name, tensor in outputs.items()}
+        values = {name: _to_json(tensor) for name, tensor in outputs.items()}
         return {"outputs": values if len(values) > 1 else next(iter(values.values()))}
 
 
@@ -314,12 +325,24 @@ def _from_json(name, value, spec):
     """The `TensorProto` of nested lists."""
     dtype = tf.as_dtype(spec.dtype)
     array = np.array(value, object)
+    if array.size and dtype not in _FROM_JSON:
+        raise RequestError(
+            grpc.StatusCode.UNIMPLEMENTED, f"{name}: JSON is not converted to {dtype.name}"
+        )
     try:
         leaves = [_leaf(leaf, dtype) for leaf in array.ravel()]
         values = np.array(leaves, dtype.as_numpy_dtype).reshape(array.shape)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise _invalid(f"{name} is not of expected type: {dtype.name}: {error!r}") from error
     return tf.make_tensor_proto(values, dtype)
+
+
+def _to_json(tensor):
+    """Nested lists of a `TensorProto`."""
+    array, dtype = tf.make_ndarray(tensor), tf.as_dtype(tensor.dtype)
+    if array.size and dtype not in _TO_JSON:
+        raise _invalid(f"{dtype.name} is not converted to JSON")
+    return array.tolist()
 
 
 def _leaf(value, dtype):
@@ -331,12 +354,18 @@ def _leaf(value, dtype):
     return value
 
 
-def main(_):
-    values = flags.FLAGS
-    models = dict(model.split("=", 1) for model in values.model)
+def main(values):
+    models = dict(_name_and_directory(model) for model in values.model)
     with StandIn(models, values.port, values.rest_port) as server:
         print(f"gRPC {server.address}, REST {server.rest_address}", flush=True)
         server.wait()
+
+
+def _name_and_directory(model):
+    name, _, directory = model.partition("=")
+    if not name or not directory:
+        raise ValueError(f"`model` must be NAME=DIRECTORY. Received: model={model}")
+    return name, directory
 
 
 if __name__ == "__main__":
@@ -344,4 +373,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("port", 8500, "of gRPC; 0 takes a free one")
     flags.DEFINE_integer("rest_port", 8501, "of REST; 0 takes a free one")
     flags.mark_flag_as_required("model")
-    app.run(main)
+    command.run(main)
