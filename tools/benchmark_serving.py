@@ -34,17 +34,6 @@ from timing import SECONDS, medians, print_table
 from tfrec_diffusion.raw_requests import raw_requests
 from tfrec_diffusion.schema import Schema
 
-EXPORT_DIR = flags.DEFINE_string("export_dir", None, "directory of the model's versions")
-ADDRESS = flags.DEFINE_string("address", None, "host:port of gRPC; none starts the stand-in")
-MODEL = flags.DEFINE_string("model", "ranking", "its name at the server")
-CANDIDATES = flags.DEFINE_integer("candidates", 100, "of each request", 1)
-REQUESTS = flags.DEFINE_integer("requests", 32, "different requests, sent again and again", 1)
-WORKERS = flags.DEFINE_integer("workers", 4, "that find the saturating rate", 1)
-FRACTIONS = flags.DEFINE_multi_float("fraction", [0.25, 0.5, 0.75], "of the saturating rate")
-RATES = flags.DEFINE_multi_float("rate", [], "requests/s, in place of --fraction")
-DEADLINE = flags.DEFINE_float("deadline", 10, "seconds; a request that takes longer is an error")
-SEED = flags.DEFINE_integer("seed", 0, "of requests and of the times when they are due")
-
 
 def open_loop(send, rate, seconds, rng):
     """Sends at the times of a Poisson process.
@@ -102,13 +91,13 @@ def load_cells(latencies, rate_done):
 
 
 @contextlib.contextmanager
-def server():
+def server(values):
     """The address of the server: that of the flag, or of a stand-in that lives as long."""
-    if ADDRESS.value:
-        yield ADDRESS.value
+    if values.address:
+        yield values.address
         return
     tools = pathlib.Path(__file__).parent
-    model = f"--model={MODEL.value}={pathlib.Path(EXPORT_DIR.value).absolute()}"
+    model = f"--model={values.model}={pathlib.Path(values.export_dir).absolute()}"
     stand_in = [sys.executable, "-m", "serving.stand_in", model, "--port=0", "--rest_port=0"]
     with subprocess.Popen(stand_in, cwd=tools, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -120,16 +109,16 @@ def server():
             process.terminate()
 
 
-def main(_):
-    version = newest_version(EXPORT_DIR.value)
+def main(values):
+    version = newest_version(values.export_dir)
     made = raw_requests(
-        Schema.load(version), REQUESTS.value, CANDIDATES.value, seed=SEED.value,
+        Schema.load(version), values.requests, values.candidates, seed=values.seed,
         vocabularies=version / "assets",
     )  # fmt: skip
     requests = [dict(zip(made, values, strict=True)) for values in zip(*made.values(), strict=True)]
-    rng = np.random.default_rng(SEED.value)
-    with server() as address:
-        client = GrpcClient(address, MODEL.value, deadline=DEADLINE.value)
+    rng = np.random.default_rng(values.seed)
+    with server(values) as address:
+        client = GrpcClient(address, values.model, deadline=values.deadline)
         messages = [client.message("serving_default", request) for request in requests]
 
         def send(i):
@@ -137,13 +126,13 @@ def main(_):
 
         for i in range(len(messages)):
             send(i).result()
-        full = saturating_rate(send, WORKERS.value, SECONDS.value)
-        print(f"{full:.1f} requests/s with {WORKERS.value} that wait for their answers")
+        full = saturating_rate(send, values.workers, SECONDS.value)
+        print(f"{full:.1f} requests/s with {values.workers} that wait for their answers")
         rows = {}
-        for rate in RATES.value or [fraction * full for fraction in FRACTIONS.value]:
+        for rate in values.rate or [fraction * full for fraction in values.fraction]:
             rows[f"{rate:.1f}"] = load_cells(*open_loop(send, rate, SECONDS.value, rng))
         print_table(
-            f"Open loop, {CANDIDATES.value} candidates; requests/s and ms from when it was due",
+            f"Open loop, {values.candidates} candidates; requests/s and ms from when it was due",
             ["rate done", "p50", "p95", "p99", "p99 / p50", "errors"],
             rows,
         )
@@ -171,5 +160,15 @@ def print_shares(client, request):
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("export_dir", None, "directory of the model's versions")
+    flags.DEFINE_string("address", None, "host:port of gRPC; none starts the stand-in")
+    flags.DEFINE_string("model", "ranking", "its name at the server")
+    flags.DEFINE_integer("candidates", 100, "of each request", 1)
+    flags.DEFINE_integer("requests", 32, "different requests, sent again and again", 1)
+    flags.DEFINE_integer("workers", 4, "that find the saturating rate", 1)
+    flags.DEFINE_multi_float("fraction", [0.25, 0.5, 0.75], "of the saturating rate")
+    flags.DEFINE_multi_float("rate", [], "requests/s, in place of --fraction")
+    flags.DEFINE_float("deadline", 10, "seconds; a request that takes longer is an error")
+    flags.DEFINE_integer("seed", 0, "of requests and of the times when they are due")
     flags.mark_flag_as_required("export_dir")
     command.run(main)
