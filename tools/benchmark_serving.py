@@ -8,10 +8,11 @@ own, on cores that it shares with this one; the second asks a server that runs a
 have random values, full histories and `--candidates` candidates, made from the newest version's
 schema and vocabularies.
 
-Load is open-loop: requests are due at the times of a Poisson process, whether or not those before
-them are answered, and latency counts from when a request was due, so that a queue shows. First a
-few workers that each wait for their answers find the rate at which the server is full; then it is
-asked for fractions of that rate. "p99 / p50" at 0.50 is the number to read.
+Load is open-loop: requests are due at the times of a Poisson process (`--arrivals=even`: at equal
+distances, which leaves the server's own unevenness), whether or not those before them are answered,
+and latency counts from when a request was due, so that a queue shows. First a few workers that each
+wait for their answers find the rate at which the server is full; then it is asked for fractions of
+that rate. "p99 / p50" at 0.50 is the number to read.
 """
 
 import concurrent.futures
@@ -35,20 +36,24 @@ from tfrec_diffusion.raw_requests import raw_requests
 from tfrec_diffusion.schema import Schema
 
 
-def open_loop(send, rate, seconds, rng):
-    """Sends at the times of a Poisson process.
+def due_times(arrivals, rate, seconds, rng):
+    """When requests are due, seconds from the start: of a "poisson" process, or "even"."""
+    count = max(int(rate * seconds), 1)
+    gaps = rng.exponential(1 / rate, count) if arrivals == "poisson" else np.full(count, 1 / rate)
+    return np.cumsum(gaps)
+
+
+def open_loop(send, due):
+    """Sends requests when they are due, whether or not those before them are answered.
 
     Args:
         send: `send(i)` gives the future of the i-th answer.
-        rate: Mean requests/s.
-        seconds: How long.
-        rng: `np.random.Generator`.
+        due: Of `due_times`.
 
     Returns:
         Seconds from when each request was due to its answer, NaN where there was an error; and how
         many a second were answered.
     """
-    due = np.cumsum(rng.exponential(1 / rate, max(int(rate * seconds), 1)))
     latencies, over = np.full(len(due), np.nan), threading.Semaphore(0)
     start = time.perf_counter()
 
@@ -130,7 +135,8 @@ def main(values):
         print(f"{full:.1f} requests/s with {values.workers} that wait for their answers")
         rows = {}
         for rate in values.rate or [fraction * full for fraction in values.fraction]:
-            rows[f"{rate:.1f}"] = load_cells(*open_loop(send, rate, SECONDS.value, rng))
+            due = due_times(values.arrivals, rate, SECONDS.value, rng)
+            rows[f"{rate:.1f}"] = load_cells(*open_loop(send, due))
         print_table(
             f"Open loop, {values.candidates} candidates; requests/s and ms from when it was due",
             ["rate done", "p50", "p95", "p99", "p99 / p50", "errors"],
@@ -168,6 +174,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("workers", 4, "that find the saturating rate", 1)
     flags.DEFINE_multi_float("fraction", [0.25, 0.5, 0.75], "of the saturating rate")
     flags.DEFINE_multi_float("rate", [], "requests/s, in place of --fraction")
+    flags.DEFINE_enum("arrivals", "poisson", ["poisson", "even"], "when requests are due")
     flags.DEFINE_float("deadline", 10, "seconds; a request that takes longer is an error")
     flags.DEFINE_integer("seed", 0, "of requests and of the times when they are due")
     flags.mark_flag_as_required("export_dir")

@@ -22,16 +22,24 @@ def answered(error=None):
     return future
 
 
-def test_requests_are_due_at_random_times():
-    """Of a Poisson process: as many as the rate says, in the order of their numbers."""
-    sent = []
-    latencies, rate = benchmark_serving.open_loop(
-        lambda i: sent.append(i) or answered(), 2000, 0.1, np.random.default_rng(0)
-    )
+def due(rate, seconds):
+    return benchmark_serving.due_times("poisson", rate, seconds, np.random.default_rng(0))
+
+
+def test_requests_are_due_at_random_times_or_at_equal_distances():
+    gaps = np.diff(due(1000, 100))
+    assert len(gaps) == 99_999
+    assert gaps.mean() == pytest.approx(0.001, rel=0.02) == gaps.std()
+    even = benchmark_serving.due_times("even", 1000, 0.003, None)
+    np.testing.assert_allclose(even, [0.001, 0.002, 0.003])
+
+
+def test_requests_are_sent_in_their_order_and_not_before_they_are_due():
+    sent, times = [], due(2000, 0.1)
+    latencies, rate = benchmark_serving.open_loop(lambda i: sent.append(i) or answered(), times)
     assert sent == list(range(200))
     assert len(latencies) == 200 and np.all(latencies >= 0)
-    due = np.random.default_rng(0).exponential(1 / 2000, 200).sum()
-    assert rate <= 200 / due
+    assert rate <= 200 / times[-1]
 
 
 def test_latency_counts_from_when_a_request_was_due():
@@ -45,9 +53,9 @@ def test_latency_counts_from_when_a_request_was_due():
                 future.set_result(None)
         return waiting[-1]
 
-    latencies, _ = benchmark_serving.open_loop(send, 1000, 0.1, np.random.default_rng(1))
-    due = np.cumsum(np.random.default_rng(1).exponential(1 / 1000, 100))
-    assert np.all(latencies >= due[-1] - due)
+    times = due(1000, 0.1)
+    latencies, _ = benchmark_serving.open_loop(send, times)
+    assert np.all(latencies >= times[-1] - times)
 
 
 def test_a_sender_that_is_late_does_not_hide_it():
@@ -60,14 +68,14 @@ def test_a_sender_that_is_late_does_not_hide_it():
             benchmark_serving.time.sleep(0.1)
         return answered()
 
-    latencies, _ = benchmark_serving.open_loop(send, 1000, 0.05, np.random.default_rng(2))
-    due = np.cumsum(np.random.default_rng(2).exponential(1 / 1000, 50))
-    assert np.all(latencies >= 0.1 - (due - due[0]))
+    times = due(1000, 0.05)
+    latencies, _ = benchmark_serving.open_loop(send, times)
+    assert np.all(latencies >= 0.1 - (times - times[0]))
 
 
 def test_errors_are_counted_and_have_no_latency():
     latencies, rate = benchmark_serving.open_loop(
-        lambda i: answered(OSError() if i % 4 == 0 else None), 4000, 0.01, np.random.default_rng(0)
+        lambda i: answered(OSError() if i % 4 == 0 else None), due(4000, 0.01)
     )
     assert np.isnan(latencies).tolist() == [i % 4 == 0 for i in range(40)]
     cells = benchmark_serving.load_cells(np.array([0.001, 0.003, np.nan]), rate)
