@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from weights import perturb
 
 from tfrec_diffusion import models
 from tfrec_diffusion.losses import LogLoss
@@ -32,13 +33,7 @@ def create(name, schema, **kwargs):
 def perturbed(name, schema, **kwargs):
     """A compiled model with weights and moving averages that are not the initial ones."""
     model = create(name, schema, **kwargs)
-    rng = np.random.default_rng(0)
-    for weight in model.weights:
-        if weight.dtype == "float32":
-            value = weight.numpy() + rng.uniform(0, 0.2, weight.shape).astype("f")
-            if weight.path.endswith("embeddings"):
-                value[0] = 0  # padding stays so under training
-            weight.assign(value)
+    perturb(model)
     model.compile(LazyAdam(0.02), LogLoss(), jit_compile=False)
     return model
 
