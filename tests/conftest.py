@@ -49,24 +49,6 @@ def schema():
     )
 
 
-@pytest.fixture(scope="session")
-def write_vocabularies():
-    """Writes the vocabularies of that schema: `write_vocabularies(directory)`."""
-    vocabularies = {
-        "item": range(100, 138),
-        "category": [f"category {i}" for i in range(8)],
-        "hour": range(24),
-    }
-
-    def write(directory):
-        (directory / "vocabularies").mkdir()
-        for table, values in vocabularies.items():
-            text = "".join(f"{value}\n" for value in values)
-            (directory / "vocabularies" / f"{table}.txt").write_text(text)
-
-    return write
-
-
 @pytest.fixture
 def make_requests(schema):
     """Random index tensors: `make_requests(batch, candidates, length)`."""

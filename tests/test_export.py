@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_models import write_vocabularies
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
@@ -24,14 +25,14 @@ PACKAGE = pathlib.Path(flags.__file__).parent
 
 
 @pytest.fixture
-def model_dir(write_vocabularies, tmp_path):
+def model_dir(tmp_path):
     write_vocabularies(tmp_path)
     return tmp_path
 
 
 # tests/serving has them all, behind servers.
 @pytest.fixture(scope="module", params=["din", "hierdiffuse", "sdim"])
-def served(request, schema, write_vocabularies, tmp_path_factory):
+def served(request, schema, tmp_path_factory):
     """A model and the signatures of its export."""
     directory = tmp_path_factory.mktemp(request.param)
     write_vocabularies(directory)

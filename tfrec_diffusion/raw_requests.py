@@ -1,5 +1,6 @@
 """Requests of raw values, made up from a schema: they warm servers up, load and check them."""
 
+import functools
 import itertools
 import pathlib
 
@@ -41,13 +42,16 @@ def _values(table, vocabulary, rng):
     if table.kind == "boundaries":
         low, high = (table.boundaries[0], table.boundaries[-1]) if table.boundaries else (0, 1)
         return rng.uniform(low - 1, high + 1, _VALUES).astype("float32")
-    if table.kind == "vocabulary":
-        with open(vocabulary, encoding="utf-8", newline="\n") as lines:
-            values = [line.removesuffix("\n") for line in itertools.islice(lines, _VALUES)]
-    else:
-        values = []
-    values = values or rng.integers(0, 10**9, _VALUES).astype(str).tolist()
+    known = _first_lines(vocabulary) if table.kind == "vocabulary" else ()
+    values = list(known) or rng.integers(0, 10**9, _VALUES).astype(str).tolist()
     return np.array(values, object) if table.dtype == "string" else np.array(values).astype("int64")
+
+
+@functools.lru_cache
+def _first_lines(path):
+    # Kept, because a soak asks for thousands of requests.
+    with open(path, encoding="utf-8", newline="\n") as lines:
+        return tuple(line.removesuffix("\n") for line in itertools.islice(lines, _VALUES))
 
 
 def as_examples(requests):

@@ -23,7 +23,7 @@ import keras
 import random_requests
 import tensorflow as tf
 from absl import app, flags
-from timing import medians, print_table
+from timing import medians, print_table, traced
 
 from tfrec_diffusion import models
 from tfrec_diffusion.layers.attention import LocalActivationUnit
@@ -89,9 +89,7 @@ def graphs(name):
 
 
 def graph(model):
-    spec = {name: tf.TensorSpec(x.shape, x.dtype, name) for name, x in model.input.items()}
-    score = tf.function(lambda rows: model(rows, training=False), input_signature=[spec])
-    return score.get_concrete_function()
+    return traced(model, model.input).get_concrete_function()
 
 
 def serving(variants, batch, candidates):

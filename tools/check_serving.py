@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 from serving import command
-from serving.client import GrpcClient, RestClient
+from serving.client import OUTPUT, GrpcClient, RestClient
 from serving.mixed_requests import newest_version, signature_inputs
 
 from tfrec_diffusion.raw_requests import raw_requests
@@ -61,7 +61,7 @@ def differences(export_dir, model, address, rest_address):
 def _scores(function, request):
     specs = function.structured_input_signature[1]
     tensors = {name: tf.constant([request[name]], spec.dtype) for name, spec in specs.items()}
-    return function(**tensors)["click_probability"].numpy()[0]
+    return function(**tensors)[OUTPUT].numpy()[0]
 
 
 def main(values):

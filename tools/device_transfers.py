@@ -28,7 +28,7 @@ import random_requests
 import tensorflow as tf
 from absl import app, flags
 from tensorflow.python.framework import convert_to_constants, kernels
-from timing import print_table
+from timing import print_table, traced
 
 from tfrec_diffusion import models
 from tfrec_diffusion.schema import Feature, Schema, Table
@@ -164,9 +164,7 @@ def schema():
 
 def inference(model):
     """The concrete function of a model behind the lookup, with open shapes."""
-    spec = {name: tf.TensorSpec(x.shape, x.dtype, name) for name, x in model.input.items()}
-    score = tf.function(lambda rows: model(rows, training=False), input_signature=[spec])
-    return score.get_concrete_function()
+    return traced(model, model.input).get_concrete_function()
 
 
 def main(_):

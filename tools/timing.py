@@ -46,6 +46,11 @@ def inference(model, features, mode):
 
 def in_mode(function, inputs, values, mode):
     """A call of a function of `values`, traced for the shapes of the Keras tensors `inputs`."""
+    compiled = traced(function, inputs, jit_compile=mode == "XLA")
+    return lambda: compiled(values)
+
+
+def traced(function, inputs, jit_compile=False):
+    """A `tf.function` for the shapes, open or not, of the Keras tensors `inputs`."""
     spec = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), inputs)
-    traced = tf.function(lambda x: function(x), input_signature=[spec], jit_compile=mode == "XLA")
-    return lambda: traced(values)
+    return tf.function(lambda x: function(x), input_signature=[spec], jit_compile=jit_compile)

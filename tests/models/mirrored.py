@@ -6,18 +6,21 @@ Devices can be set up only before TensorFlow runs anything, hence a process of i
 
 import contextlib
 import json
+import pathlib
 import sys
 
 import keras
 import numpy as np
 import tensorflow as tf
-import test_conformance
-from test_conformance import SMALL
 
 from tfrec_diffusion import models
 from tfrec_diffusion.losses import LogLoss
 from tfrec_diffusion.optimizers import LazyAdam
 from tfrec_diffusion.schema import Schema
+
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+import test_conformance
+from small_models import SMALL
 
 # Each replica has noise of its own: DIEN is compared without the loss that draws negatives.
 WITHOUT_NOISE = {"dien": {"next_behavior_weight": 0}}

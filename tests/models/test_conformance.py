@@ -6,21 +6,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from weights import perturb
+from small_models import SMALL, perturb
 
 from tfrec_diffusion import models
 from tfrec_diffusion.losses import LogLoss
 from tfrec_diffusion.optimizers import LazyAdam
 
 pytestmark = pytest.mark.parametrize("name", sorted(models.MODELS))
-
-# What makes a model quick enough to test; all else is the default.
-SMALL = {
-    "diffumin": {"sampling_steps": 2, "tower_units": (32, 16)},
-    "diffurec": {"sampling_steps": 2},
-    "dreamrec": {"sampling_steps": 2},
-    "hierdiffuse": {"tower_units": (32, 16)},
-}
 
 # Their noise in training is another one under XLA, from the same seed: epochs drift apart.
 NOISY = {"dien", "diffumin", "diffurec", "dreamrec", "hierdiffuse"}

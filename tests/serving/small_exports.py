@@ -8,25 +8,13 @@ import sys
 
 import keras
 import pytest
-from weights import perturb
+from small_models import SMALL, perturb, write_vocabularies
 
 from tfrec_diffusion import models
 from tfrec_diffusion.export import export
 
 sys.path.append(str(pathlib.Path(__file__).parents[2] / "tools"))
 from serving.saved_model_program import compile_program
-
-VOCABULARIES = {
-    "item": range(100, 138),
-    "category": [f"category {i}" for i in range(8)],
-    "hour": range(24),
-}
-SMALL = {
-    "diffumin": {"sampling_steps": 2, "tower_units": (32, 16)},
-    "diffurec": {"sampling_steps": 2},
-    "dreamrec": {"sampling_steps": 2},
-    "hierdiffuse": {"tower_units": (32, 16)},
-}
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None, reason="needs g++ to build a C++ program"
@@ -41,10 +29,7 @@ def compiled(tmp_path_factory):
 
 def with_vocabularies(schema, directory):
     """Writes the vocabularies of the shared test schema; returns the schema that knows them."""
-    (directory / "vocabularies").mkdir()
-    for table, values in VOCABULARIES.items():
-        text = "".join(f"{value}\n" for value in values)
-        (directory / "vocabularies" / f"{table}.txt").write_text(text)
+    write_vocabularies(directory)
     return dataclasses.replace(schema, directory=str(directory))
 
 

@@ -10,6 +10,7 @@ from serving.client import GrpcClient
 from serving.mixed_requests import mixed_requests, score, scoring, signature_inputs
 from serving.saved_model_program import SavedModelProgram
 from serving.stand_in import StandIn
+from small_models import VOCABULARIES
 
 from tfrec_diffusion.models import MODELS
 from tfrec_diffusion.models.base import RankingModel
@@ -52,7 +53,7 @@ def row(table, value):
         return 2 + sum(boundary <= value for boundary in table.boundaries)
     if table.kind == "hash":
         return 2 + int(tf.strings.to_hash_bucket_fast(value, table.rows - 2))
-    known = list(small_exports.VOCABULARIES[table.name])
+    known = list(VOCABULARIES[table.name])
     return 2 + known.index(value) if value in known else 1
 
 

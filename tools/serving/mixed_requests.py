@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 
 from tfrec_diffusion.raw_requests import as_examples, raw_requests
+from tfrec_diffusion.served_model import OUTPUT
 
-OUTPUT = "click_probability"
 _UNKNOWN = {"int64": 2**62, "string": "never seen", "float32": np.inf}
 
 

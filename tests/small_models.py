@@ -1,0 +1,36 @@
+"""Models of the shared test schema that are quick to test, and what they are made and moved by."""
+
+import numpy as np
+
+VOCABULARIES = {
+    "item": range(100, 138),
+    "category": [f"category {i}" for i in range(8)],
+    "hour": range(24),
+}
+
+# What makes a model quick enough to test; all else is the default.
+SMALL = {
+    "diffumin": {"sampling_steps": 2, "tower_units": (32, 16)},
+    "diffurec": {"sampling_steps": 2},
+    "dreamrec": {"sampling_steps": 2},
+    "hierdiffuse": {"tower_units": (32, 16)},
+}
+
+
+def write_vocabularies(directory):
+    """Writes the vocabularies of the shared test schema."""
+    (directory / "vocabularies").mkdir()
+    for table, values in VOCABULARIES.items():
+        text = "".join(f"{value}\n" for value in values)
+        (directory / "vocabularies" / f"{table}.txt").write_text(text)
+
+
+def perturb(model):
+    """Moves weights and moving averages away from their initial values."""
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        if weight.dtype == "float32":
+            value = weight.numpy() + rng.uniform(0, 0.2, weight.shape).astype("f")
+            if weight.path.endswith("embeddings"):
+                value[0] = 0  # padding stays so under training
+            weight.assign(value)
