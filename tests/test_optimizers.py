@@ -8,7 +8,7 @@ from tfrec_diffusion.optimizers import LazyAdam
 
 def slices(indices, seed):
     values = np.random.default_rng(seed).normal(size=(len(indices), 3)).astype("f")
-    return tf.IndexedSlices(values, tf.constant(indices), (4, 3))
+    return tf.IndexedSlices(values, tf.constant(indices), tf.constant([4, 3]))
 
 
 def run(optimizer, steps, as_dense):
@@ -61,14 +61,48 @@ def test_dense_gradients_are_adams():
     np.testing.assert_array_equal(*results)
 
 
-def test_clipnorm_stays_sparse():
-    lazy = run(LazyAdam(0.1, clipnorm=0.5), [[1, 1, 2]], as_dense=False)
-    assert (lazy[[0, 3]] == 1).all() and (lazy[[1, 2]] != 1).all()
-
-
 @pytest.mark.parametrize(
-    "option", [{"weight_decay": 0.1}, {"global_clipnorm": 1.0}, {"use_ema": True}]
+    ("clipping", "of_row", "of_kernel"),
+    [({}, 3, 4), ({"clipnorm": 2.0}, 2, 2), ({"global_clipnorm": 2.5}, 1.5, 2)],
 )
+def test_norms_are_of_summed_lookups(monkeypatch, clipping, of_row, of_kernel):
+    """Row 1's two lookups add up to 3: its table has norm 3, with the kernel's 4 it is 5."""
+    table, kernel = keras.Variable(np.zeros((4, 1), "f")), keras.Variable([0.0])
+    optimizer = LazyAdam(**clipping)
+    optimizer.build([table, kernel])
+    seen = []
+    monkeypatch.setattr(optimizer, "update_step", lambda gradient, *_: seen.append(gradient))
+    lookups = tf.IndexedSlices(tf.constant([[1.0], [2.0]]), tf.constant([1, 1]), (4, 1))
+    optimizer.apply_gradients([(lookups, table), (tf.constant([4.0]), kernel)])
+    of_table, dense = seen
+    assert isinstance(of_table, tf.IndexedSlices)
+    assert of_table.indices.numpy().tolist() == [1]
+    np.testing.assert_allclose(of_table.values, [[of_row]], rtol=1e-6)
+    np.testing.assert_allclose(dense, [of_kernel], rtol=1e-6)
+
+
+@pytest.mark.parametrize("clipping", [{"clipnorm": 2.0}, {"global_clipnorm": 2.0}])
+def test_clips_as_adam_clips_dense_gradients(clipping):
+    """Of three steps the second is too small to be clipped; a weight without gradient stays."""
+    results = []
+    for optimizer, form in (
+        (LazyAdam(0.1, **clipping), tf.identity),
+        (keras.optimizers.Adam(0.1, **clipping), tf.convert_to_tensor),
+    ):
+        weights = [keras.Variable(np.ones((4, 3), "f")) for _ in range(3)]
+        optimizer.build(weights)
+        for step, scale in enumerate((10.0, 0.1, 3.0)):
+            table = tf.math.scalar_mul(scale, slices([0, 1, 1, 2, 3, 1], seed=step))
+            kernel = tf.math.scalar_mul(scale, slices([0, 1, 2, 3], seed=step + 3))
+            gradients = [form(table), tf.convert_to_tensor(kernel), None]
+            with pytest.warns(UserWarning, match="Gradients do not exist"):
+                optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        results.append([weight.numpy() for weight in weights])
+    np.testing.assert_allclose(*results, rtol=1e-6)
+    assert (results[0][2] == 1).all()
+
+
+@pytest.mark.parametrize("option", [{"weight_decay": 0.1}, {"clipvalue": 1.0}, {"use_ema": True}])
 def test_what_would_touch_whole_tables_is_refused(option):
     with pytest.raises(ValueError, match=f"Received: {option}"):
         LazyAdam(**option)

@@ -11,10 +11,13 @@ class LazyAdam(keras.optimizers.Adam):
     For a gradient that is `tf.IndexedSlices`, only its rows' moments decay and only its rows move;
     a step that touches every row equals `keras.optimizers.Adam`'s. Dense gradients are Adam's own.
 
+    `clipnorm` and `global_clipnorm` bound the norms of the step's gradients: summed over replicas
+    and over the lookups of a row, as Adam's would be if tables' gradients were dense.
+
     Args:
-        As `keras.optimizers.Adam`, without `amsgrad`, and without `weight_decay`,
-        `global_clipnorm`, `clipvalue`, `gradient_accumulation_steps`, `use_ema` and
-        `loss_scale_factor`, which would touch whole tables or fail on sparse gradients.
+        As `keras.optimizers.Adam`, without `amsgrad`, and without `weight_decay`, `clipvalue`,
+        `gradient_accumulation_steps`, `use_ema` and `loss_scale_factor`, which would touch whole
+        tables or fail on sparse gradients.
 
     Raises:
         ValueError: On one of those.
@@ -24,7 +27,6 @@ class LazyAdam(keras.optimizers.Adam):
         "amsgrad",
         "weight_decay",
         "clipvalue",
-        "global_clipnorm",
         "use_ema",
         "loss_scale_factor",
         "gradient_accumulation_steps",
@@ -39,12 +41,26 @@ class LazyAdam(keras.optimizers.Adam):
             )
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
 
+    def _clip_gradients(self, grads):
+        # Keras asks before the sum over replicas, which has another norm than its parts.
+        return grads
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        summed = super()._all_reduce_sum_gradients(grads_and_vars)
+        variables = [variable for _, variable in summed]
+        gradients = [_sum_lookups(gradient, variable) for gradient, variable in summed]
+        if self.global_clipnorm:
+            # Keras's own would make the gradients of tables dense.
+            gradients, _ = tf.clip_by_global_norm(gradients, self.global_clipnorm)
+        else:
+            gradients = super()._clip_gradients(gradients)
+        return list(zip(gradients, variables, strict=True))
+
     def update_step(self, gradient, variable, learning_rate):
         if not isinstance(gradient, tf.IndexedSlices):
             super().update_step(gradient, variable, learning_rate)
             return
-        values = tf.cast(gradient.values, variable.dtype)
-        rows, gradient = _sum_duplicates(gradient.indices, values, variable.shape[0])
+        rows, gradient = gradient.indices, gradient.values
 
         index = self._get_variable_index(variable)
         step = tf.cast(self.iterations + 1, variable.dtype)
@@ -60,6 +76,15 @@ class LazyAdam(keras.optimizers.Adam):
         new = old + (value - old) * (1 - beta)
         self.assign(moment, tf.IndexedSlices(new, rows))
         return new
+
+
+def _sum_lookups(gradient, variable):
+    """Sums a table's gradient over the lookups of each row; leaves a dense gradient as it is."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    values = tf.cast(gradient.values, variable.dtype)
+    rows, sums = _sum_duplicates(gradient.indices, values, variable.shape[0])
+    return tf.IndexedSlices(sums, rows, gradient.dense_shape)
 
 
 def _sum_duplicates(indices, values, table_rows):
