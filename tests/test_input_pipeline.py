@@ -1,9 +1,12 @@
+import itertools
+
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfrec_diffusion import input_pipeline
 from tfrec_diffusion.datasets.requests import Preparation, RequestBuilder, Split
-from tfrec_diffusion.input_pipeline import RequestData, find_prepared
+from tfrec_diffusion.input_pipeline import RequestData, Shard, find_prepared
 from tfrec_diffusion.schema import Feature, Schema, Table
 
 
@@ -62,14 +65,46 @@ def directory(tmp_path_factory):
     return builder.data_dir
 
 
+@pytest.fixture(scope="module")
+def by_request(tmp_path_factory):
+    builder = Numbered(data_dir=tmp_path_factory.mktemp("by_request"))
+    builder.write(Preparation(group_by="request"))
+    return builder.data_dir
+
+
+def in_shards(directory, folder, lengths):
+    """The data set whose "train" is the first requests of it, in files of these lengths."""
+    data = RequestData(directory)
+    records = tf.data.TFRecordDataset(data.shards("train")[0].path).as_numpy_iterator()
+    shards = [Shard(str(folder / f"{i}.tfrecord"), length) for i, length in enumerate(lengths)]
+    for shard in shards:
+        with tf.io.TFRecordWriter(shard.path) as writer:
+            for record in itertools.islice(records, shard.records):
+                writer.write(record)
+    data.shards = lambda split: shards
+    return data
+
+
+def part(data, batch_size, worker, workers, local_replicas=1, **arguments):
+    """Batches that one of the workers reads, as arrays with the group id."""
+    context = tf.distribute.InputContext(workers, worker, workers * local_replicas)
+    batches = data.batches(
+        "train", batch_size, input_context=context, with_group_id=True, **arguments
+    )
+    return list(batches.as_numpy_iterator())
+
+
+def real_users(batches):
+    """Of the requests that are not all padding."""
+    return [user for batch in batches for user in batch[0]["user"][batch[2].any(axis=1)].tolist()]
+
+
 def users(batches):
     return np.concatenate([batch[0]["user"] for batch in batches] or [[]]).astype(int).tolist()
 
 
-def test_batches_of_data_by_request_have_alike_numbers_of_candidates(tmp_path):
-    builder = Numbered(data_dir=tmp_path)
-    builder.write(Preparation(group_by="request"))
-    data = RequestData(builder.data_dir)
+def test_batches_of_data_by_request_have_alike_numbers_of_candidates(by_request):
+    data = RequestData(by_request)
 
     def epoch(**arguments):
         return list(data.batches("train", 10, shuffle_seed=0, **arguments))
@@ -151,17 +186,124 @@ def test_a_resumed_epoch_is_the_rest_of_it(directory, shuffle_seed, first_batch)
     assert len(rest) == data.num_batches("train", 8) - first_batch
 
 
-def test_whole_shards_are_skipped(monkeypatch, directory):
-    """Two shards of 60 and 40 records: the first is not even opened from record 60 on."""
-    from tfrec_diffusion import input_pipeline
+def test_the_order_of_a_seed_is_for_good(directory, tmp_path):
+    """A run that an older version began goes on where it stopped."""
+    data = in_shards(directory, tmp_path, [60, 40])
+    batches = data.batches("train", 10, shuffle_seed=1, epoch=2, shuffle_window=20, first_batch=3)
+    assert users(batches)[:15] == [85, 75, 68, 70, 9, 11, 2, 7, 42, 57, 64, 6, 50, 25, 81]
 
-    (shard,) = RequestData(directory).shards("train")
-    shards = [
-        input_pipeline.Shard("not/there.tfrecord", 60),
-        input_pipeline.Shard(shard.path, 40),
-    ]
-    assert len(list(input_pipeline._records(shards, 60, None, 20))) == 100
-    assert len(list(input_pipeline._records(shards, 70, None, 20))) == 90
+
+def test_only_files_with_records_to_read_are_opened(directory, tmp_path):
+    data = in_shards(directory, tmp_path, [30, 40, 30])
+    order, whole = data.order("train"), users(data.batches("train"))
+    order = order._replace(paths=["not/there", order.paths[1], "not/there"])
+    assert users(data.read(order, 10, first_batch=3).take(4)) == whole[30:70]
+    assert users(data.read(order.part(1, 3), 10)) == whole[33:66]
+    assert users(data.read(order.part(1, 3), 10, first_batch=4)) == [], "40 of its 33"
+
+
+@pytest.mark.parametrize(
+    "lengths, workers, local_replicas",
+    [
+        ([100], 1, 2),
+        ([100], 3, 1),
+        ([60, 40], 2, 2),
+        ([60, 40], 5, 1),
+        ([20, 3, 17, 0, 30, 8, 21], 2, 1),
+        ([20, 3, 17, 0, 30, 8, 21], 3, 2),
+        ([20, 3, 17, 0, 30, 8, 21], 5, 1),
+        ([2, 1], 5, 2),
+    ],
+)
+def test_workers_read_every_request_once(directory, tmp_path, lengths, workers, local_replicas):
+    data = in_shards(directory, tmp_path, lengths)
+    batch_size = 4 * workers * local_replicas
+    parts = [part(data, batch_size, worker, workers, local_replicas) for worker in range(workers)]
+    batches = data.num_batches("train", batch_size) * local_replicas
+    assert [len(part) for part in parts] == [batches] * workers
+    read = [real_users(part) for part in parts]
+    assert list(itertools.chain(*read)) == users(data.batches("train"))
+    sizes = [len(part) for part in read]
+    assert max(sizes) - min(sizes) <= 1
+    for features, label, weight, group_id in itertools.chain(*parts):
+        assert label.shape == weight.shape == features["item"].shape
+        assert label.shape[0] == 4 and label.shape[1] >= 1
+        padding = ~weight.any(axis=1)
+        for value in (*features.values(), label, group_id):
+            assert not value[padding].any()
+
+
+@pytest.mark.parametrize("shuffle_seed", [None, 3])
+def test_a_resumed_worker_reads_the_rest_of_its_part(directory, tmp_path, shuffle_seed):
+    """Of three workers with two replicas: 33 requests in steps of 10, the last 7 are padding."""
+    data = in_shards(directory, tmp_path, [60, 40])
+    arguments = {"shuffle_seed": shuffle_seed, "shuffle_window": 8}
+    whole = part(data, 30, 0, 3, 2, **arguments)
+    for done in (1, 3, 4):
+        rest = part(data, 30, 0, 3, 2, first_batch=done, **arguments)
+        tf.nest.map_structure(np.testing.assert_array_equal, rest, whole[2 * done :])
+
+
+def test_each_worker_shuffles_in_its_own_way(directory):
+    data = RequestData(directory)
+    place = {user: i for i, user in enumerate(users(data.batches("train")))}
+
+    def places(worker, epoch):
+        batches = part(data, 20, worker, 2, shuffle_seed=1, epoch=epoch)
+        return [place[user] - 50 * worker for user in real_users(batches)]
+
+    first = places(0, epoch=0)
+    others = [places(1, epoch=0), places(0, epoch=1), places(1, epoch=1)]
+    assert all(sorted(other) == sorted(first) == list(range(50)) for other in others)
+    assert len({tuple(each) for each in (first, *others)}) == 4
+    assert places(0, epoch=0) == first
+    alone = part(data, 20, 0, 1, shuffle_seed=1)
+    assert real_users(alone) == users(data.batches("train", 20, shuffle_seed=1))
+
+
+def test_replicas_of_a_worker_read_alike_numbers_of_candidates(by_request):
+    data = RequestData(by_request)
+    parts = [part(data, 20, worker, 2, local_replicas=2, shuffle_seed=0) for worker in range(2)]
+    assert sorted(real_users(parts[0]) + real_users(parts[1])) == list(range(100))
+    for batches in parts:
+        # 50 requests in steps of two batches, of about 17 each with one, two and three candidates.
+        most = np.reshape([label.shape[1] for _, label, _, _ in batches], (5, 2))
+        assert sorted(most.max(axis=1)) == [1, 2, 2, 3, 3]
+        assert sum(most[:, 0] != most[:, 1]) <= 2
+
+
+def test_a_batch_size_that_replicas_cannot_share(directory):
+    with pytest.raises(ValueError, match="multiple of the number of replicas, 6.*batch_size=8"):
+        part(RequestData(directory), 8, 0, 3, 2)
+
+
+def test_a_graph_reads_any_batches_of_any_epoch(by_request, tmp_path):
+    data = in_shards(by_request, tmp_path, [60, 40])
+    traces = []
+
+    @tf.function
+    def two_batches(order, first_batch):
+        traces.append(order)
+        batches = data.read(order, 8, first_batch, shuffle_window=20).take(2)
+        user = batches.map(lambda features, *_: features["user"])
+        return user.unbatch().batch(16).get_single_element()
+
+    for epoch in range(2):
+        whole = users(data.batches("train", 8, shuffle_seed=3, epoch=epoch, shuffle_window=20))
+        order = data.order("train", 3, epoch)
+        for first in (0, 7, 11):
+            read = two_batches(order, tf.constant(first))
+            assert read.numpy().tolist() == whole[8 * first : 8 * first + 16]
+    assert len(traces) == 1
+    read = two_batches(data.order("train"), tf.constant(7))
+    assert read.numpy().tolist() == users(data.batches("train"))[56:72]
+
+
+def test_a_missing_file_is_named_before_the_epoch(directory):
+    data = RequestData(directory)
+    data.shards = lambda split: [Shard("not/there.tfrecord", 100)]
+    with pytest.raises(FileNotFoundError, match="not/there.tfrecord is missing: prepare"):
+        data.order("train")
 
 
 @pytest.mark.parametrize("history_length", [0, 6])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +18,35 @@ class Shard:
 
     path: str
     records: int
+
+
+class Order(NamedTuple):
+    """What an epoch reads one after the other: all of it that differs from epoch to epoch.
+
+    Of tensors, so that a `tf.function` with this argument is traced once for all epochs.
+
+    Args:
+        paths: string (shards,).
+        starts: int64 (shards,), positions of the files' first records, ascending. Those before 0
+            are not read.
+        records: int64 (), how many are read from position 0 on.
+        key: int64 () by which records are permuted in windows; `None`: they are not.
+    """
+
+    paths: tf.Tensor
+    starts: tf.Tensor
+    records: tf.Tensor
+    key: tf.Tensor | None
+
+    def part(self, index, parts):
+        """The part from record `records * index // parts` to `records * (index + 1) // parts`.
+
+        Its windows are its own, and no other part has its key.
+        """
+        begin, end = (self.records * i // parts for i in (index, index + 1))
+        # Windows are permuted by their key and the next, see `_records`.
+        key = None if self.key is None else self.key + 2 * index
+        return Order(self.paths, self.starts - begin, end - begin, key)
 
 
 def find_prepared(data_dir, dataset):
@@ -118,6 +148,30 @@ class RequestData:
         """Steps of one epoch; the last batch may be smaller."""
         return -(-self.num_requests(split) // batch_size)
 
+    def order(self, split, shuffle_seed=None, epoch=0):
+        """The `Order` of an epoch; arguments as of `batches`.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If there is no such split.
+        """
+        shards = self.shards(split)
+        for shard in shards:
+            if not pathlib.Path(shard.path).exists():
+                raise FileNotFoundError(f"{shard.path} is missing: prepare the data set again")
+        key = None
+        if shuffle_seed is not None:
+            seed = (shuffle_seed, epoch)
+            shards = [shards[i] for i in np.random.default_rng(seed).permutation(len(shards))]
+            key = tf.constant(np.random.default_rng(seed).integers(2**31), tf.int64)
+        ends = np.cumsum([shard.records for shard in shards])
+        return Order(
+            tf.constant([shard.path for shard in shards]),
+            tf.constant([0, *ends[:-1]], tf.int64),
+            tf.constant(ends[-1], tf.int64),
+            key,
+        )
+
     def batches(
         self,
         split,
@@ -128,6 +182,7 @@ class RequestData:
         first_batch=0,
         shuffle_window=16384,
         with_group_id=False,
+        input_context=None,
     ):
         """One epoch.
 
@@ -136,16 +191,22 @@ class RequestData:
 
         Args:
             split: One of `splits`.
-            batch_size: Requests in a batch.
+            batch_size: Requests in a step of all replicas.
             shuffle_seed: `None`: the order of the files. Else the shards and then the records in
                 windows are permuted by (`shuffle_seed`, `epoch`); preparing has shuffled the
                 records among the shards already.
             epoch: Number of the epoch, from 0.
-            first_batch: Batches to leave out.
+            first_batch: Steps to leave out.
             shuffle_window: Records permuted together. Of a data set prepared by request, those of
                 a window with about as many candidates come into one batch, so that few are padded;
                 the batches of a window are permuted, too.
             with_group_id: Adds the int64 (batch,) ids that GAUC groups by.
+            input_context: `tf.distribute.InputContext` of a worker, as
+                `strategy.distribute_datasets_from_function` passes it; `None`: one replica reads
+                all. A worker reads the part of the epoch's order that is its own, to one record as
+                many as every other, and as many steps: where its records run out, requests follow
+                that are all padding, with every feature, label, weight and group id 0. A step of it
+                is one batch for each of its replicas, all of the same size.
 
         Returns:
             `tf.data.Dataset` of (features, label, weight): a dict of int32 tensors as
@@ -155,31 +216,74 @@ class RequestData:
 
         Raises:
             FileNotFoundError: If a file is missing.
-            ValueError: If there is no such split.
+            ValueError: If there is no such split, or `batch_size` is not a multiple of the
+                number of replicas.
         """
-        shards = self.shards(split)
-        for shard in shards:
-            if not pathlib.Path(shard.path).exists():
-                raise FileNotFoundError(f"{shard.path} is missing: prepare the data set again")
-        seed = None if shuffle_seed is None else (shuffle_seed, epoch)
-        if seed is not None:
-            order = np.random.default_rng(seed).permutation(len(shards))
-            shards = [shards[i] for i in order]
-        alike = batch_size if self._by_request and seed is not None else None
-        records = _records(shards, first_batch * batch_size, seed, shuffle_window, alike)
-        batches = self.num_batches(split, batch_size) - first_batch
+        context = input_context or tf.distribute.InputContext()
+        replicas, workers = context.num_replicas_in_sync, context.num_input_pipelines
+        if batch_size % replicas:
+            raise ValueError(
+                f"`batch_size` must be a multiple of the number of replicas, {replicas}. "
+                f"Received: batch_size={batch_size}"
+            )
+        part = self.order(split, shuffle_seed, epoch).part(context.input_pipeline_id, workers)
+        steps = self.num_batches(split, batch_size) - first_batch
+        records = self._records(part, batch_size // workers, first_batch, shuffle_window)
+        if input_context is not None:
+            padding = tf.data.Dataset.from_tensors(_padding(self.schema)).repeat()
+            records = records.concatenate(padding).take(steps * batch_size // workers)
         return (
-            records.batch(batch_size)
+            # Filled up, none is dropped, and the size is static.
+            records.batch(batch_size // replicas, drop_remainder=input_context is not None)
             .map(lambda batch: self._parse(batch, with_group_id), tf.data.AUTOTUNE)
-            .apply(tf.data.experimental.assert_cardinality(batches))
+            .apply(tf.data.experimental.assert_cardinality(steps * replicas // workers))
             .prefetch(tf.data.AUTOTUNE)
         )
+
+    def read(self, order, batch_size, first_batch=0, *, shuffle_window=16384, with_group_id=False):
+        """The batches of an order, wherever it is read.
+
+        Args:
+            order: `Order` of a split, whose tensors may be symbolic: in a `tf.function`.
+            first_batch: Batches to leave out, an integer or a scalar tensor.
+            batch_size, shuffle_window, with_group_id: As of `batches`.
+
+        Returns:
+            `tf.data.Dataset` of what `batches` gives.
+        """
+        records = self._records(order, batch_size, first_batch, shuffle_window)
+        return records.batch(batch_size).map(
+            lambda batch: self._parse(batch, with_group_id), tf.data.AUTOTUNE
+        )
+
+    def _records(self, order, step, first_step, window):
+        """Serialized records from step `first_step` of `step` records on, permuted in windows."""
+        start = tf.cast(first_step, tf.int64) * step
+        first = start if order.key is None else start // window * window
+        shard = tf.searchsorted(order.starts, [first], side="right")[0] - 1
+        records = (
+            tf.data.TFRecordDataset(order.paths[shard:], buffer_size=8 << 20)
+            .skip(first - order.starts[shard])
+            # Of a negative number `take` takes all.
+            .take(tf.maximum(order.records - first, 0))
+        )
+        if order.key is None:
+            return records
+
+        def permuted(number, batch):
+            batch = tf.random.experimental.stateless_shuffle(batch, seed=[order.key, number])
+            if not self._by_request:
+                return batch
+            return _by_candidates(batch, step, seed=[order.key + 1, number])
+
+        windows = records.batch(window).enumerate(first // window)
+        return windows.map(permuted).prefetch(1).unbatch().skip(start - first)
 
     def _parse(self, records, with_group_id):
         schema = self.schema
         parsed = tf.io.parse_example(records, schema.record_spec())
         most = tf.reduce_max(tf.strings.length(parsed[LABEL])) // tf.float32.size
-        candidates = _padded_candidates(most)
+        candidates = _padded_candidates(tf.maximum(most, 1))
         features = {}
         for feature in schema.features:
             value = parsed[feature.name]
@@ -196,28 +300,14 @@ class RequestData:
         return features, label, weight
 
 
-def _records(shards, start, seed, window, alike=None):
-    """Serialized records from the `start`th on, permuted in windows unless `seed` is None.
-
-    `alike` in sequence have about as many candidates, unless it is None.
-    """
-    first_of_window = start if seed is None else start // window * window
-    skipped = 0
-    while shards and skipped + shards[0].records <= first_of_window:
-        skipped += shards[0].records
-        shards = shards[1:]
-    records = tf.data.TFRecordDataset([shard.path for shard in shards], buffer_size=8 << 20)
-    records = records.skip(first_of_window - skipped)
-    if seed is None:
-        return records
-
-    def permuted(number, batch):
-        key = np.random.default_rng(seed).integers(2**31)
-        batch = tf.random.experimental.stateless_shuffle(batch, seed=[key, number])
-        return batch if alike is None else _by_candidates(batch, alike, seed=[key + 1, number])
-
-    windows = records.batch(window).enumerate(first_of_window // window)
-    return windows.map(permuted).prefetch(1).unbatch().skip(start - first_of_window)
+def _padding(schema):
+    """A serialized record without candidates and behaviors, and 0 in all else."""
+    empty = {
+        tf.string: tf.train.Feature(bytes_list=tf.train.BytesList(value=[b""])),
+        tf.int64: tf.train.Feature(int64_list=tf.train.Int64List(value=[0])),
+    }
+    features = {name: empty[spec.dtype] for name, spec in schema.record_spec().items()}
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
 def _by_candidates(records, size, seed):
