@@ -19,6 +19,7 @@ ORDER = (
     "runs",
     "datasets",
     "callbacks",
+    "distribution",
     "flags",
     "prepare",
     "evaluate",

@@ -18,21 +18,24 @@ class Checkpoints(keras.callbacks.Callback):
     """Saves a checkpoint every so many steps, and one before it stops on SIGINT or SIGTERM.
 
     Args:
-        manager: `tf.train.CheckpointManager`; it writes aside and renames, so that a killed run
-            leaves its last whole checkpoint.
+        save: Called to save one; a killed run must find its last whole one.
         every: Steps between checkpoints.
+        agree: Called after each execution with the signal that came, or 0; returns the one to stop
+            on, the same in every process of the run.
 
     Raises:
         Interrupted: From `fit`, once the step at hand is done and saved.
     """
 
-    def __init__(self, manager, every):
+    def __init__(self, save, every, agree=lambda number: number):
         super().__init__()
-        self.manager = manager
-        self.every = every
+        self._save = save
+        self._every = every
+        self._agree = agree
 
     def on_train_begin(self, logs=None):
-        self._signal = None
+        self._signal = 0
+        self._saved = int(self.model.optimizer.iterations.numpy())
         stops = (signal.SIGINT, signal.SIGTERM)
         self._handlers = {number: signal.signal(number, self._remember) for number in stops}
 
@@ -40,11 +43,15 @@ class Checkpoints(keras.callbacks.Callback):
         self._signal = number
 
     def on_train_batch_end(self, batch, logs=None):
-        if self._signal or int(self.model.optimizer.iterations) % self.every == 0:
-            self.manager.save(checkpoint_number=int(self.model.optimizer.iterations))
-        if self._signal:
+        step = int(self.model.optimizer.iterations.numpy())
+        stop = self._agree(self._signal)
+        # An execution may take several steps, and skip the one that is due.
+        if stop or step // self._every > self._saved // self._every:
+            self._save()
+            self._saved = step
+        if stop:
             self._restore_handlers()
-            raise Interrupted(self._signal)
+            raise Interrupted(stop)
 
     def on_train_end(self, logs=None):
         self._restore_handlers()
@@ -71,7 +78,7 @@ class Scalars(keras.callbacks.Callback):
         self.every = every
 
     def on_train_batch_end(self, batch, logs=None):
-        step = int(self.model.optimizer.iterations)
+        step = int(self.model.optimizer.iterations.numpy())
         if step % self.every == 0:
             self.write({f"train/{name}": value for name, value in logs.items()}, step)
 

@@ -2,14 +2,11 @@
 
 import time
 
-import keras
-import numpy as np
-
-from tfrec_diffusion import flags, metrics
+from tfrec_diffusion import distribution, flags, metrics
 from tfrec_diffusion.runs import load_run
 
 
-def evaluate(model, data, split, batch_size):
+def evaluate(model, data, split, batch_size, machines=None):
     """Scores a split and compares with its labels; shows a progress bar.
 
     Args:
@@ -17,22 +14,16 @@ def evaluate(model, data, split, batch_size):
         data: `RequestData`.
         split: One of `data.splits`.
         batch_size: Requests in a batch.
+        machines: Those that the model lies on (`distribution.create`); default: this one.
 
     Returns:
         dict of `auc`, `gauc` (by user, weighted by impressions), `log_loss`, `impressions`,
         `click_rate`, `seconds`, `samples_per_second`.
     """
     start = time.perf_counter()
-    progress = keras.utils.Progbar(data.num_batches(split, batch_size))
-    scores, labels, groups = [], [], []
-    for features, label, weight, group_id in data.batches(split, batch_size, with_group_id=True):
-        real = weight.numpy() > 0
-        scores.append(model.predict_on_batch(features)[real])
-        labels.append(label.numpy()[real])
-        groups.append(np.repeat(group_id.numpy(), real.sum(axis=1)))
-        progress.add(1)
+    machines = machines or distribution.create("one")
+    scores, labels, groups = machines.score(model, data, split, batch_size)
     seconds = time.perf_counter() - start
-    scores, labels, groups = (np.concatenate(parts) for parts in (scores, labels, groups))
     return {
         "auc": metrics.auc(labels, scores),
         "gauc": metrics.gauc(labels, scores, groups),

@@ -7,7 +7,7 @@ import sys
 import tensorflow as tf
 from absl import flags
 
-from tfrec_diffusion import datasets, models
+from tfrec_diffusion import datasets, distribution, models
 from tfrec_diffusion.datasets import requests
 
 # Arguments that flags of their own give.
@@ -65,8 +65,25 @@ def train(values):
         "mixed_precision", False, "compute in bfloat16, keep weights in float32", flag_values=values
     )
     flags.DEFINE_boolean(
-        "jit_compile", True, "compile the forward and backward pass with XLA", flag_values=values
-    )
+        "jit_compile",
+        True,
+        
+        "compile the forward and backward pass with XLA; never with parameter servers",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_enum(
+        "strategy", "one", distribution.STRATEGIES,
+        "devices: one, all of this machine (mirrored), or the machines of TF_CONFIG",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "steps_per_execution", None, "steps between progress and checkpoints; default: 1, or 16 of "
+        "a worker with parameter servers", 1, flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_float(
+        "global_clipnorm", None, "the most that the norm of all gradients together may be",
+        0.0, flag_values=values,
+    )  # fmt: skip
     flags.DEFINE_integer(
         "checkpoint_every", 1000, "steps between checkpoints to resume from", 1, flag_values=values
     )

@@ -98,6 +98,10 @@ def _sum_duplicates(indices, values, table_rows):
     Returns:
         The distinct indices (k,) and the sum for each (k, dim).
     """
+    if isinstance(tf.distribute.get_strategy(), tf.distribute.ParameterServerStrategy):
+        # Workers look each row up once, another number at each step: XLA would compile for each.
+        distinct, position = tf.unique(indices)
+        return distinct, tf.math.unsorted_segment_sum(values, position, tf.size(distinct))
     sums, is_last = _sum_at_last(indices, values, table_rows)
     distinct = tf.where(is_last)[:, 0]
     return tf.gather(indices, distinct), tf.gather(sums, distinct)

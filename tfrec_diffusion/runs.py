@@ -14,8 +14,8 @@ FLAGS_FILE = "flags.json"
 METRICS_FILE = "metrics.json"
 
 
-def load_model(model_dir):
-    """The best checkpoint of a training run.
+def model_file(model_dir):
+    """Path of the best checkpoint of a training run.
 
     Raises:
         FileNotFoundError: If `model_dir` holds none.
@@ -26,7 +26,16 @@ def load_model(model_dir):
             f"{path} is missing: expected a --model_dir that `python -m tfrec_diffusion.train` "
             "has finished an epoch in"
         )
-    return keras.models.load_model(path, compile=False)
+    return path
+
+
+def load_model(model_dir):
+    """The best checkpoint of a training run.
+
+    Raises:
+        FileNotFoundError: As `model_file`.
+    """
+    return keras.models.load_model(model_file(model_dir), compile=False)
 
 
 def load_run(model_dir, data_dir=None):

@@ -1,5 +1,6 @@
 """`python -m tfrec_diffusion.train`: trains a model, resumes what was interrupted, measures it."""
 
+import contextlib
 import inspect
 import json
 import math
@@ -11,10 +12,11 @@ import sys
 import time
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import tfrec_diffusion
-from tfrec_diffusion import flags, models, prepare
+from tfrec_diffusion import distribution, flags, models, prepare
 from tfrec_diffusion.callbacks import Checkpoints, Interrupted, Scalars
 from tfrec_diffusion.evaluate import describe, evaluate
 from tfrec_diffusion.input_pipeline import RequestData, find_prepared
@@ -26,7 +28,7 @@ from tfrec_diffusion.runs import (
     METRICS_FILE,
     MODEL_FILE,
     check_same_data,
-    load_model,
+    model_file,
 )
 from tfrec_diffusion.schema import Schema
 
@@ -42,7 +44,14 @@ _RUN_FLAGS = (
     "seed",
     "mixed_precision",
     "jit_compile",
+    "strategy",
+    "steps_per_execution",
+    "global_clipnorm",
 )
+
+
+# Before a process that lost a machine of its run starts anew.
+_SECONDS_TO_REST = 5
 
 
 class Run:
@@ -53,26 +62,34 @@ class Run:
     with the best validation AUC, `validation.json` with each epoch's metrics, `tensorboard/`, and
     at the end `metrics.json`.
 
+    Only the chief writes there; all processes of a run must see it.
+
     Args:
         model_dir: Directory.
         data: `RequestData`.
         model: A compiled `RankingModel`.
+        machines: Those that the model lies on (`distribution.create`).
         batch_size: Requests a step.
         seed: Of the order.
         checkpoint_every: Steps between checkpoints.
+
+    Raises:
+        ValueError: If another process of the run sees another directory there.
     """
 
-    def __init__(self, model_dir, data, model, batch_size, seed, checkpoint_every):
-        self.directory = pathlib.Path(model_dir)
+    def __init__(self, model_dir, data, model, machines, batch_size, seed, checkpoint_every):
+        # A parameter server has a working directory of its own.
+        self.directory = pathlib.Path(model_dir).absolute()
         self.data = data
         self.model = model
+        self.machines = machines
         self.batch_size = batch_size
         self.seed = seed
         self.checkpoint_every = checkpoint_every
         self.steps_per_epoch = data.num_batches("train", batch_size)
-        self._scalars = Scalars(self.directory / "tensorboard")
         self._seconds = tf.Variable(0.0, dtype=tf.float64)
-        model.optimizer.build(model.trainable_variables)
+        with machines.strategy.scope():
+            model.optimizer.build(model.trainable_variables)
         # TensorFlow follows a Keras 3 model to its trainable weights only: no moving averages, no
         # states of random generators.
         state = [*model.variables, *model.optimizer.variables]
@@ -84,11 +101,18 @@ class Run:
         )
         if self._manager.latest_checkpoint:
             checkpoint.restore(self._manager.latest_checkpoint).assert_consumed()
+        steps = machines.gather(np.array([self.step]))
+        if len(set(steps)) > 1:
+            raise ValueError(
+                "`model_dir` must be one directory that every machine sees. Received: "
+                f"{model_dir}, with last checkpoints of steps {steps.tolist()}, by worker"
+            )
+        self._scalars = Scalars(self.directory / "tensorboard") if machines.is_chief else None
 
     @property
     def step(self):
         """Steps done so far, over all epochs."""
-        return int(self.model.optimizer.iterations)
+        return int(self.model.optimizer.iterations.numpy())
 
     @property
     def requests(self):
@@ -116,30 +140,34 @@ class Run:
         for epoch in range(epochs):
             if self.step < (epoch + 1) * self.steps_per_epoch:
                 self._fit_epoch(epoch, epochs)
-                self._manager.save(checkpoint_number=self.step)
+                self._save()
             elif epoch < len(self.validation):
                 continue
             self._validate(epoch)
 
+    def _save(self):
+        self.machines.settle(self.model)
+        if self.machines.is_chief:
+            self._manager.save(checkpoint_number=self.step)
+
     def _fit_epoch(self, epoch, epochs):
         first_batch = self.step - epoch * self.steps_per_epoch
-        batches = self.data.batches(
-            "train", self.batch_size, shuffle_seed=self.seed, epoch=epoch, first_batch=first_batch
-        )
-        if first_batch:
+        if first_batch and self.machines.is_chief:
             print(f"resuming epoch {epoch + 1} of {epochs} at step {first_batch}")
-        checkpoints = Checkpoints(self._manager, self.checkpoint_every)
-        clock = _Clock(self._seconds)
-        self.model.fit(
-            batches,
-            initial_epoch=epoch,
-            epochs=epoch + 1,
-            shuffle=False,
-            callbacks=[clock, checkpoints, self._scalars],
+        callbacks = [
+            _Clock(self._seconds),
+            Checkpoints(self._save, self.checkpoint_every, self.machines.agree),
+        ]
+        if self._scalars:
+            callbacks.append(self._scalars)
+        self.machines.fit(
+            self.model, self.data, self.batch_size, self.seed, epoch, first_batch, callbacks
         )
 
     def _validate(self, epoch):
-        result = evaluate(self.model, self.data, "validation", self.batch_size)
+        result = evaluate(self.model, self.data, "validation", self.batch_size, self.machines)
+        if not self.machines.is_chief:
+            return
         print(describe("validation", result))
         self._scalars.write({f"validation/{k}": result[k] for k in ("auc", "gauc")}, self.step)
         history = [*self.validation[:epoch], result]
@@ -149,6 +177,16 @@ class Run:
             self.model.save(aside)
             os.replace(aside, self.directory / MODEL_FILE)
         write_json(self.directory / "validation.json", history)
+
+    def load_best(self):
+        """Makes the model that of the best epoch.
+
+        Raises:
+            FileNotFoundError: As `load_model`.
+        """
+        # All wait for the chief, which may be writing it.
+        self.machines.gather(np.zeros(1))
+        self.model.load_weights(model_file(self.directory))
 
 
 def _defined(auc):
@@ -196,9 +234,9 @@ def claim(model_dir, run_flags, schema):
     if path.exists():
         before = json.loads(path.read_text())
         changed = [
-            f"--{name}={run_flags[name]} (was {before.get(name)})"
-            for name in run_flags
-            if run_flags[name] != before.get(name) and name != "epochs"
+            f"{'--' if name in _RUN_FLAGS else ''}{name}={value} (was {before[name]})"
+            for name, value in run_flags.items()
+            if name != "epochs" and before.get(name, value) != value
         ]
         if changed:
             raise ValueError(
@@ -224,6 +262,43 @@ def find_data(dataset, data_dir):
 
 
 def main(values):
+    if distribution.is_served(values.strategy):
+        return serve(values.model_dir)
+    try:
+        return train(values)
+    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        if values.strategy in ("one", "mirrored"):
+            raise
+        start_again(error)
+
+
+def serve(model_dir):
+    """Works for the chief of a run until it has written the run's metrics."""
+    path = pathlib.Path(model_dir, METRICS_FILE)
+
+    def written():
+        return path.stat().st_mtime_ns if path.exists() else None
+
+    before = written()
+    print(f"ready; ends when the chief has written {path}", flush=True)
+    distribution.serve(lambda: written() != before)
+
+
+def start_again(error):
+    """Starts this process anew, to go on from the last checkpoint when all machines are there."""
+    print(
+        f"\nlost a machine of the run ({type(error).__name__}): starting again, to go on from the "
+        "last checkpoint when all are there",
+        file=sys.stderr,
+        flush=True,
+    )
+    time.sleep(_SECONDS_TO_REST)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def train(values):
+    """Trains, resumes or evaluates a run; the exit status."""
+    machines = distribution.create(values.strategy)
     run_flags = {name: getattr(values, name) for name in _RUN_FLAGS}
     run_flags["data_dir"] = os.path.abspath(values.data_dir)
     settings = flags.settings(values.set, models.get(values.model))
@@ -233,25 +308,30 @@ def main(values):
         settings.setdefault("curriculum_steps", steps)
     dtype = "mixed_bfloat16" if values.mixed_precision else "float32"
     keras.utils.set_random_seed(values.seed)
-    model = models.create(values.model, schema=data.schema, dtype=dtype, **settings)
-    model.compile(
-        LazyAdam(values.learning_rate),
-        LogLoss(),
-        weighted_metrics=[keras.metrics.AUC(name="auc")],
-        jit_compile=values.jit_compile,
-    )
-    os.makedirs(values.model_dir, exist_ok=True)
-    with lock(values.model_dir, "training in"):
-        claim(values.model_dir, run_flags, data.schema)
-        run = Run(
-            values.model_dir, data, model, values.batch_size, values.seed, values.checkpoint_every
+    with machines.strategy.scope():
+        model = models.create(values.model, schema=data.schema, dtype=dtype, **settings)
+        model.compile(
+            LazyAdam(values.learning_rate, global_clipnorm=values.global_clipnorm),
+            LogLoss(),
+            weighted_metrics=[keras.metrics.AUC(name="auc")],
+            steps_per_execution=values.steps_per_execution or machines.steps_per_execution,
+            jit_compile=values.jit_compile and machines.jit_compile,
         )
+    with contextlib.ExitStack() as claimed:
+        if machines.is_chief:
+            os.makedirs(values.model_dir, exist_ok=True)
+            claimed.enter_context(lock(values.model_dir, "training in"))
+            claim(values.model_dir, run_flags | machines.layout, data.schema)
+        run = Run(
+            values.model_dir, data, model, machines,
+            values.batch_size, values.seed, values.checkpoint_every,
+        )  # fmt: skip
         return finish(run, values.epochs, run_flags)
 
 
 def finish(run, epochs, run_flags):
     """Trains to the end and reports; the exit status, which is that of a signal if one came."""
-    if len(run.validation) >= epochs:
+    if len(run.validation) >= epochs and run.machines.is_chief:
         print(f"{run.directory} is trained already; evaluating it")
     try:
         run.fit(epochs)
@@ -267,12 +347,15 @@ def finish(run, epochs, run_flags):
 
 def report(run, run_flags):
     """Evaluates the best epoch on every split but train; prints and writes `metrics.json`."""
-    best = load_model(run.directory)
+    run.load_best()
     splits = {}
     for split in run.data.splits:
         if split != "train":
-            splits[split] = evaluate(best, run.data, split, run.batch_size)
-            print(describe(split, splits[split], run.data.best_reachable(split)))
+            splits[split] = evaluate(run.model, run.data, split, run.batch_size, run.machines)
+    if not run.machines.is_chief:
+        return
+    for split, result in splits.items():
+        print(describe(split, result, run.data.best_reachable(split)))
     seconds = run.training_seconds
     write_json(
         run.directory / METRICS_FILE,

@@ -34,4 +34,7 @@ def fixed_normal(shape):
 
 
 def _seed(seed_generator):
-    return tf.cast(seed_generator.next(), tf.int32)
+    seed = tf.cast(seed_generator.next(), tf.int32)
+    replica = tf.distribute.get_replica_context()
+    # Replicas have equal generators, and rows of their own.
+    return seed + tf.stack([replica.replica_id_in_sync_group, 0]) if replica else seed

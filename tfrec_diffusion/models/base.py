@@ -1,6 +1,7 @@
 """What every ranking model shares: requests in, a tower, click probabilities out, a fast `fit`."""
 
 import copy
+import functools
 import inspect
 
 import keras
@@ -133,18 +134,41 @@ class RankingModel(keras.Model):
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y_pred, gradients = self._gradients(x, y, sample_weight)
+        real = (
+            tf.cast(tf.size(y), "float32")
+            if sample_weight is None
+            else tf.reduce_sum(sample_weight)
+        )
+        y_pred, gradients = self._gradients(x, y, sample_weight, real, _share(real))
         self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
-    def _loss_and_gradients(self, x, y, sample_weight):
+    def _loss_and_gradients(self, x, y, sample_weight, real, share):
         with tf.GradientTape() as tape:
             y_pred = self(x, training=True)
+            # Keras divides it by the number of replicas, as if all had as many real candidates.
             loss = self._compute_loss(x, y, y_pred, sample_weight, training=True)
-        # A replica's loss is its share of the whole batch's.
-        shown = loss * tf.distribute.get_strategy().num_replicas_in_sync
-        self._loss_tracker.update_state(shown, sample_weight=tf.shape(y)[0])
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            loss *= replicas
+            self._loss_tracker.update_state(loss, sample_weight=real)
+            loss *= share
         return y_pred, tape.gradient(loss, self.trainable_weights)
+
+    @functools.cached_property
+    def score(self):
+        """The model at inference, compiled as `compile` says: (features) -> click probabilities."""
+        return tf.function(
+            lambda features: self(features, training=False),
+            reduce_retracing=True,
+            jit_compile=self.jit_compile,
+        )
+
+
+def _share(real):
+    """A replica's share of all real candidates of a step."""
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return tf.ones_like(real)
+    return real / tf.distribute.get_replica_context().all_reduce("sum", real)
 
 
 class Request:

@@ -1,0 +1,47 @@
+"""A worker: trains models for an epoch; the chief saves their weights."""
+
+import itertools
+import pathlib
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrec_diffusion import distribution, models
+from tfrec_diffusion.input_pipeline import RequestData
+from tfrec_diffusion.losses import LogLoss
+from tfrec_diffusion.optimizers import LazyAdam
+
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+from small_models import SMALL
+
+MODELS = ("din", "diffumin", "hierdiffuse")
+OPTIMIZERS = {"row-wise": LazyAdam, "whole tables": keras.optimizers.Adam}
+BATCH_SIZE = 64
+
+
+def compiled(name, optimizer, schema):
+    """The same model in every process. Dice would take its statistics from each replica's rows."""
+    keras.utils.set_random_seed(0)
+    model = models.create(name, schema=schema, activation="relu", **SMALL.get(name, {}))
+    model.compile(OPTIMIZERS[optimizer](1e-3), LogLoss(), jit_compile=False)
+    return model
+
+
+def main(directory, out):
+    data = RequestData(directory)
+    machines = distribution.create("multi_worker")
+    for name, optimizer in itertools.product(MODELS, OPTIMIZERS):
+        with machines.strategy.scope():
+            model = compiled(name, optimizer, data.schema)
+            model.optimizer.build(model.trainable_variables)
+        machines.fit(model, data, BATCH_SIZE, seed=0, epoch=0, first_batch=0, callbacks=[])
+        if machines.is_chief:
+            np.savez(pathlib.Path(out, f"{name} {optimizer}.npz"), *model.get_weights())
+
+
+if __name__ == "__main__":
+    # Fifty steps take less time than graphs to be optimized.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    main(*sys.argv[1:])
