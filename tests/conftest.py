@@ -49,7 +49,7 @@ def schema():
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_requests(schema):
     """Random index tensors: `make_requests(batch, candidates, length)`."""
 

@@ -186,6 +186,25 @@ def test_a_validation_split_of_one_class_is_no_reason_to_lose_the_model(data_dir
     assert json.loads((tmp_path / "validation.json").read_text())[0]["auc"] is None
 
 
+def test_the_best_epoch_is_kept_and_all_steps_are_counted(data_dir, tmp_path):
+    worse_and_worse = iter([0.9, 0.8, 0.7, 0.7])
+    with patch.object(
+        train, "evaluate", lambda *_: {"auc": next(worse_and_worse), "gauc": 0.5, "log_loss": 0.1,
+                                       "impressions": 9},
+    ):  # fmt: skip
+        code, _, stderr = run(*train_arguments(data_dir, tmp_path, "--steps_per_execution=7"))
+    assert code == 0, stderr
+    steps = json.loads((tmp_path / "metrics.json").read_text())["steps"]
+    best = load_model(tmp_path)
+    epochs = 2
+    assert steps == epochs * -(-5058 // 32)
+    first = tmp_path / "first"
+    code, _, stderr = run(*train_arguments(data_dir, first, "--epochs=1"))
+    assert code == 0, stderr
+    for weight, expected in zip(best.weights, load_model(first).weights, strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_missing_shard_is_named(data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path / "data")
     (shard,) = tmp_path.glob("data/synthetic/*/*train.tfrecord*")

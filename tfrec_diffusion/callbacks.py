@@ -17,6 +17,9 @@ class Interrupted(Exception):
 class Checkpoints(keras.callbacks.Callback):
     """Saves a checkpoint every so many steps, and one before it stops on SIGINT or SIGTERM.
 
+    It holds back these signals in a `with` block around `fit`; one that came too late for a
+    checkpoint takes its usual effect at the end.
+
     Args:
         save: Called to save one; a killed run must find its last whole one.
         every: Steps between checkpoints.
@@ -33,32 +36,33 @@ class Checkpoints(keras.callbacks.Callback):
         self._every = every
         self._agree = agree
 
-    def on_train_begin(self, logs=None):
+    def __enter__(self):
         self._signal = 0
-        self._saved = int(self.model.optimizer.iterations.numpy())
         stops = (signal.SIGINT, signal.SIGTERM)
         self._handlers = {number: signal.signal(number, self._remember) for number in stops}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self._signal:
+            signal.raise_signal(self._signal)
 
     def _remember(self, number, _):
         self._signal = number
 
+    def on_train_begin(self, logs=None):
+        self._saved = _step(self.model)
+
     def on_train_batch_end(self, batch, logs=None):
-        step = int(self.model.optimizer.iterations.numpy())
+        step = _step(self.model)
         stop = self._agree(self._signal)
-        # An execution may take several steps, and skip the one that is due.
-        if stop or step // self._every > self._saved // self._every:
+        if stop or _is_due(self._saved, step, self._every):
             self._save()
             self._saved = step
         if stop:
-            self._restore_handlers()
+            self._signal = 0
             raise Interrupted(stop)
-
-    def on_train_end(self, logs=None):
-        self._restore_handlers()
-
-    def _restore_handlers(self):
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
 
 
 class Scalars(keras.callbacks.Callback):
@@ -77,10 +81,14 @@ class Scalars(keras.callbacks.Callback):
         self.writer = tf.summary.create_file_writer(str(directory))
         self.every = every
 
+    def on_train_begin(self, logs=None):
+        self._written = _step(self.model)
+
     def on_train_batch_end(self, batch, logs=None):
-        step = int(self.model.optimizer.iterations.numpy())
-        if step % self.every == 0:
+        step = _step(self.model)
+        if _is_due(self._written, step, self.every):
             self.write({f"train/{name}": value for name, value in logs.items()}, step)
+            self._written = step
 
     def write(self, values, step):
         """Writes a dict of named scalars."""
@@ -88,3 +96,13 @@ class Scalars(keras.callbacks.Callback):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
         self.writer.flush()
+
+
+def _step(model):
+    """Steps that the optimizer has taken."""
+    return int(model.optimizer.iterations.numpy())
+
+
+def _is_due(last, step, every):
+    """Whether a multiple of `every` came after `last`: an execution may take several steps."""
+    return step // every > last // every

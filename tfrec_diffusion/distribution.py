@@ -17,8 +17,8 @@ import tensorflow as tf
 
 STRATEGIES = ("one", "mirrored", "multi_worker", "parameter_server")
 
-# Stretches of an epoch that wait for each worker, so that it never waits for the chief.
-_AHEAD = 2
+# Chunks of an epoch that wait for each worker, so that none waits for the slowest.
+_AHEAD = 4
 
 
 def create(name):
@@ -74,11 +74,15 @@ def _cluster(strategy, required, optional=frozenset()):
     if not complete:
         raise ValueError(
             f"--strategy={strategy} needs the environment variable TF_CONFIG with a cluster of "
-            f"{sorted(required)} and this process's task, as "
-            '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
-            f'"task": {{"type": "worker", "index": 0}}}}. Received: TF_CONFIG={text!r}'
+            f"{sorted(required)} and this process's task, as {json.dumps(_example(required))}. "
+            f"Received: TF_CONFIG={text!r}"
         )
     return task["type"]
+
+
+def _example(jobs):
+    cluster = {job: [f"{job}0.example.com:2222"] for job in sorted(jobs)}
+    return {"cluster": cluster, "task": {"type": "worker", "index": 0}}
 
 
 class Machines:
@@ -147,7 +151,7 @@ class Machines:
         """The greatest of the workers' numbers."""
         return int(self.gather(np.array([number])).max())
 
-    def settle(self, model):
+    def synchronize(self, model):
         """Makes the model the same everywhere, to be saved or to score.
 
         Replicas have moving averages of their own rows: all become their mean.
@@ -158,6 +162,8 @@ class Machines:
 
 class MultiWorker(Machines):
     """Workers that take every step together, each with its part of the records and the batch."""
+
+    steps_per_execution = 10  # to agree on signals and checkpoints takes a round trip
 
     def __init__(self, strategy):
         super().__init__(strategy)
@@ -206,11 +212,12 @@ class MultiWorker(Machines):
 class ParameterServers(Machines):
     """Workers that take steps of their own, each a whole batch, on weights that servers hold.
 
-    The chief hands out stretches of the epoch, to whichever worker is free. The stretch of a worker
-    that dies goes to another one: steps of it that were taken already are taken again.
+    The chief hands out chunks of the epoch to whichever worker is free. The chunk of a worker that
+    dies goes to another one: steps of it that were taken already are taken again. All share moving
+    averages and seeds without a lock. A worker is one device.
     """
 
-    steps_per_execution = 16
+    steps_per_execution = 64
     jit_compile = False  # XLA cannot read another machine's variables
 
     def __init__(self, strategy, resolver):
@@ -223,7 +230,7 @@ class ParameterServers(Machines):
 
     def fit(self, model, data, batch_size, seed, epoch, first_batch, callbacks):
         order = data.order("train", seed, epoch)
-        train = _train_stretch(self.strategy, model, data, batch_size)
+        train = _train_chunk(self.strategy, model, data, batch_size)
         last = data.num_batches("train", batch_size)
         steps = self._executions(model, train, order, first_batch, last)
         _fit(model, epoch, last - first_batch, callbacks, steps, verbose=1)
@@ -232,26 +239,26 @@ class ParameterServers(Machines):
         before = int(model.optimizer.iterations.numpy()) - first_batch
         pending = collections.deque()
         done = 0
-        for first, count in _stretches(first_batch, last, model.steps_per_execution):
+        for first, count in _chunks(first_batch, last, model.steps_per_execution):
             pending.append((count, self._schedule(train, order, first, count)))
             self._scheduled = before + first + count
             if len(pending) > _AHEAD * self._workers:
                 count, result = pending.popleft()
-                result.fetch()
+                self._fetch(result)
                 done += count
                 yield done, model.get_metrics_result()
-        self.settle(model)
+        self.synchronize(model)
         yield last - first_batch, model.get_metrics_result()
 
     def score(self, model, data, split, batch_size):
         order = data.order(split)
-        score = _score_stretch(model, data, batch_size)
-        stretches = _stretches(0, data.num_batches(split, batch_size), self.steps_per_execution)
-        results = [self._schedule(score, order, *stretch) for stretch in stretches]
+        score = _score_chunk(model, data, batch_size)
+        chunks = _chunks(0, data.num_batches(split, batch_size), self.steps_per_execution)
+        results = [self._schedule(score, order, *chunk) for chunk in chunks]
         progress = keras.utils.Progbar(len(results))
         rows = []
         for result in results:
-            rows.append(result.fetch())
+            rows.append(self._fetch(result))
             progress.add(1)
         return tuple(np.concatenate(column) for column in zip(*rows, strict=True))
 
@@ -260,7 +267,14 @@ class ParameterServers(Machines):
         arguments = (order, tf.constant(first, tf.int64), tf.constant(count))
         return self._coordinator.schedule(function, arguments)
 
-    def settle(self, model):
+    def _fetch(self, result):
+        try:
+            return result.fetch()
+        except tf.errors.CancelledError:
+            self._coordinator.join()  # tells why
+            raise
+
+    def synchronize(self, model):
         self._coordinator.join()
         if self._scheduled is not None:
             # Keras counts by reading and writing: when two workers do, a step is lost.
@@ -297,16 +311,20 @@ def _take_steps(strategy, model):
     model.make_train_function()
 
     @tf.function(reduce_retracing=True)
+    def take_step(batch):
+        return strategy.run(model.train_step, (batch,))
+
+    @tf.function(reduce_retracing=True)
     def take_steps(batches, count):
         for _ in tf.range(count - 1):
-            strategy.run(model.train_step, (next(batches),))
-        return strategy.run(model.train_step, (next(batches),))
+            take_step(next(batches))
+        return take_step(next(batches))
 
     return take_steps
 
 
 @functools.cache
-def _train_stretch(strategy, model, data, batch_size):
+def _train_chunk(strategy, model, data, batch_size):
     model.make_train_function()
     window = model.steps_per_execution * batch_size
 
@@ -321,7 +339,7 @@ def _train_stretch(strategy, model, data, batch_size):
 
 
 @functools.cache
-def _score_stretch(model, data, batch_size):
+def _score_chunk(model, data, batch_size):
     @tf.function(reduce_retracing=True)
     def score(order, first, count):
         batches = iter(data.read(order, batch_size, first, with_group_id=True))
@@ -343,8 +361,8 @@ def _score_stretch(model, data, batch_size):
     return score
 
 
-def _stretches(first, last, size):
-    """(first batch, number of batches) of each stretch."""
+def _chunks(first, last, size):
+    """(first batch, number of batches) of each chunk."""
     for begin in range(first, last, size):
         yield begin, min(size, last - begin)
 

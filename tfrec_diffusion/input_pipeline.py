@@ -101,7 +101,8 @@ class RequestData:
                     f"was prepared with. Received: history_length={history_length}"
                 )
             schema = dataclasses.replace(schema, history_length=history_length)
-        self.directory = pathlib.Path(directory)
+        # Absolute, because workers elsewhere may have other working directories.
+        self.directory = pathlib.Path(directory).absolute()
         self.schema = schema
         if not (self.directory / "dataset_info.json").exists():
             raise FileNotFoundError(

@@ -50,8 +50,15 @@ _RUN_FLAGS = (
 )
 
 
-# Before a process that lost a machine of its run starts anew.
-_SECONDS_TO_REST = 5
+_RESTART_DELAY_SECONDS = 5
+_RESTARTS = "TFREC_DIFFUSION_RESTARTS"  # environment: how many without progress, and since when
+_MAX_RESTARTS = 10
+# What TensorFlow raises when another process of a run is gone, or back with nothing.
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.FailedPreconditionError,
+)
 
 
 class Run:
@@ -74,10 +81,17 @@ class Run:
         checkpoint_every: Steps between checkpoints.
 
     Raises:
-        ValueError: If another process of the run sees another directory there.
+        ValueError: If the replicas cannot share `batch_size` out evenly, or another process of the
+            run sees another directory there.
     """
 
     def __init__(self, model_dir, data, model, machines, batch_size, seed, checkpoint_every):
+        replicas = machines.strategy.num_replicas_in_sync
+        if batch_size % replicas:
+            raise ValueError(
+                f"`batch_size` must be a multiple of the number of replicas, {replicas}. "
+                f"Received: batch_size={batch_size}"
+            )
         # A parameter server has a working directory of its own.
         self.directory = pathlib.Path(model_dir).absolute()
         self.data = data
@@ -101,11 +115,13 @@ class Run:
         )
         if self._manager.latest_checkpoint:
             checkpoint.restore(self._manager.latest_checkpoint).assert_consumed()
-        steps = machines.gather(np.array([self.step]))
-        if len(set(steps)) > 1:
+        # Looked up before any process goes on to write.
+        self._validated = len(self.validation)
+        seen = machines.gather(np.array([[self.step, self._validated]]))
+        if (seen != seen[0]).any():
             raise ValueError(
                 "`model_dir` must be one directory that every machine sees. Received: "
-                f"{model_dir}, with last checkpoints of steps {steps.tolist()}, by worker"
+                f"{model_dir}, with steps and epochs done {seen.tolist()}, by worker"
             )
         self._scalars = Scalars(self.directory / "tensorboard") if machines.is_chief else None
 
@@ -141,12 +157,12 @@ class Run:
             if self.step < (epoch + 1) * self.steps_per_epoch:
                 self._fit_epoch(epoch, epochs)
                 self._save()
-            elif epoch < len(self.validation):
+            elif epoch < self._validated:
                 continue
             self._validate(epoch)
 
     def _save(self):
-        self.machines.settle(self.model)
+        self.machines.synchronize(self.model)
         if self.machines.is_chief:
             self._manager.save(checkpoint_number=self.step)
 
@@ -154,15 +170,13 @@ class Run:
         first_batch = self.step - epoch * self.steps_per_epoch
         if first_batch and self.machines.is_chief:
             print(f"resuming epoch {epoch + 1} of {epochs} at step {first_batch}")
-        callbacks = [
-            _Clock(self._seconds),
-            Checkpoints(self._save, self.checkpoint_every, self.machines.agree),
-        ]
-        if self._scalars:
-            callbacks.append(self._scalars)
-        self.machines.fit(
-            self.model, self.data, self.batch_size, self.seed, epoch, first_batch, callbacks
-        )
+        with Checkpoints(self._save, self.checkpoint_every, self.machines.agree) as checkpoints:
+            callbacks = [_Clock(self._seconds), checkpoints]
+            if self._scalars:
+                callbacks.append(self._scalars)
+            self.machines.fit(
+                self.model, self.data, self.batch_size, self.seed, epoch, first_batch, callbacks
+            )
 
     def _validate(self, epoch):
         result = evaluate(self.model, self.data, "validation", self.batch_size, self.machines)
@@ -179,7 +193,7 @@ class Run:
         write_json(self.directory / "validation.json", history)
 
     def load_best(self):
-        """Makes the model that of the best epoch.
+        """Makes the model that of the best epoch; `step` and `requests` are then those of it.
 
         Raises:
             FileNotFoundError: As `load_model`.
@@ -223,32 +237,65 @@ def claim(model_dir, run_flags, schema):
 
     Args:
         model_dir: Existing directory.
-        run_flags: dict of the flags that the result depends on.
+        run_flags: dict of what the result depends on: flags, and numbers of machines.
         schema: `Schema` of the data.
 
     Raises:
         ValueError: If it holds a run with other flags or other data.
     """
     directory = pathlib.Path(model_dir)
-    path = directory / FLAGS_FILE
-    if path.exists():
-        before = json.loads(path.read_text())
-        changed = [
-            f"{'--' if name in _RUN_FLAGS else ''}{name}={value} (was {before[name]})"
-            for name, value in run_flags.items()
-            if name != "epochs" and before.get(name, value) != value
-        ]
-        if changed:
-            raise ValueError(
-                f"{model_dir} holds a run with other flags; give another --model_dir or the same "
-                f"flags. Received: {', '.join(changed)}"
-            )
-        check_same_data(Schema.load(directory), schema)
+    if (directory / FLAGS_FILE).exists():
+        check_claim(model_dir, run_flags, schema)
     else:
         schema.save(directory)
         vocabularies = pathlib.Path(schema.directory, "vocabularies")
         shutil.copytree(vocabularies, directory / "vocabularies", dirs_exist_ok=True)
-    write_json(path, run_flags)
+    write_json(directory / FLAGS_FILE, run_flags)
+
+
+def check_claim(model_dir, run_flags, schema):
+    """Checks that a run in `model_dir` has these flags and data, whatever its `epochs`.
+
+    Raises:
+        FileNotFoundError: If there is no run: the chief of this one has claimed another directory.
+        ValueError: As `claim`.
+    """
+    path = pathlib.Path(model_dir, FLAGS_FILE)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing, which the chief has written: expected a --model_dir that every "
+            "machine sees"
+        )
+    before = json.loads(path.read_text())
+    changed = [
+        f"{'--' if name in _RUN_FLAGS else ''}{name}={value} (was {before[name]})"
+        for name, value in run_flags.items()
+        if name != "epochs" and before.get(name, value) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"{model_dir} holds a run with other flags; give another --model_dir or the same "
+            f"flags. Received: {', '.join(changed)}"
+        )
+    check_same_data(Schema.load(model_dir), schema)
+
+
+def if_all_may(machines, action):
+    """Does something that a process may refuse; then all end, as none may wait for another.
+
+    Raises:
+        ValueError, OSError: What `action` raises, or that another process's did.
+    """
+    refusal = None
+    try:
+        action()
+    except (ValueError, OSError) as error:
+        refusal = error
+    refused = machines.agree(int(refusal is not None))
+    if refusal:
+        raise refusal
+    if refused:
+        raise ValueError("another machine of the run has refused to start: its output says why")
 
 
 def find_data(dataset, data_dir):
@@ -266,10 +313,10 @@ def main(values):
         return serve(values.model_dir)
     try:
         return train(values)
-    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+    except _LOST as error:
         if values.strategy in ("one", "mirrored"):
             raise
-        start_again(error)
+        start_again(error, values.model_dir)
 
 
 def serve(model_dir):
@@ -284,15 +331,26 @@ def serve(model_dir):
     distribution.serve(lambda: written() != before)
 
 
-def start_again(error):
-    """Starts this process anew, to go on from the last checkpoint when all machines are there."""
+def start_again(error, model_dir):
+    """Starts this process anew, to go on from the last checkpoint when all machines are there.
+
+    Raises:
+        tf.errors.OpError: `error`, after as many times without a new checkpoint.
+    """
+    checkpoint = str(tf.train.latest_checkpoint(pathlib.Path(model_dir, "checkpoints")))
+    restarts, since = json.loads(os.environ.get(_RESTARTS, '[0, ""]'))
+    restarts = restarts + 1 if since == checkpoint else 1
+    if restarts > _MAX_RESTARTS:
+        raise error
     print(
         f"\nlost a machine of the run ({type(error).__name__}): starting again, to go on from the "
         "last checkpoint when all are there",
         file=sys.stderr,
-        flush=True,
     )
-    time.sleep(_SECONDS_TO_REST)
+    time.sleep(_RESTART_DELAY_SECONDS)
+    os.environ[_RESTARTS] = json.dumps([restarts, checkpoint])
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
@@ -301,7 +359,11 @@ def train(values):
     machines = distribution.create(values.strategy)
     run_flags = {name: getattr(values, name) for name in _RUN_FLAGS}
     run_flags["data_dir"] = os.path.abspath(values.data_dir)
+    run_flags |= machines.layout
     settings = flags.settings(values.set, models.get(values.model))
+    if machines.is_chief:
+        find_data(values.dataset, values.data_dir)
+    machines.agree(0)
     data = RequestData(find_data(values.dataset, values.data_dir), values.history_length)
     if "curriculum_steps" in inspect.signature(models.get(values.model)).parameters:
         steps = values.epochs * data.num_batches("train", values.batch_size)
@@ -318,10 +380,14 @@ def train(values):
             jit_compile=values.jit_compile and machines.jit_compile,
         )
     with contextlib.ExitStack() as claimed:
-        if machines.is_chief:
+
+        def claim_for_all():
             os.makedirs(values.model_dir, exist_ok=True)
             claimed.enter_context(lock(values.model_dir, "training in"))
-            claim(values.model_dir, run_flags | machines.layout, data.schema)
+            claim(values.model_dir, run_flags, data.schema)
+
+        if_all_may(machines, claim_for_all if machines.is_chief else lambda: None)
+        if_all_may(machines, lambda: check_claim(values.model_dir, run_flags, data.schema))
         run = Run(
             values.model_dir, data, model, machines,
             values.batch_size, values.seed, values.checkpoint_every,
@@ -347,6 +413,7 @@ def finish(run, epochs, run_flags):
 
 def report(run, run_flags):
     """Evaluates the best epoch on every split but train; prints and writes `metrics.json`."""
+    steps, requests = run.step, run.requests
     run.load_best()
     splits = {}
     for split in run.data.splits:
@@ -363,9 +430,9 @@ def report(run, run_flags):
             "splits": splits,
             "best_reachable": {s: run.data.best_reachable(s) for s in splits},
             "validation_by_epoch": run.validation,
-            "steps": run.step,
+            "steps": steps,
             "training_seconds": seconds,
-            "training_requests_per_second": run.requests / seconds,
+            "training_requests_per_second": requests / seconds,
             "flags": run_flags,
             "versions": {
                 "tfrec_diffusion": tfrec_diffusion.__version__,
@@ -376,7 +443,7 @@ def report(run, run_flags):
             "command": sys.argv,
         },
     )
-    print(f"{run.directory / METRICS_FILE}: {seconds:.0f} s of training, {run.step} steps")
+    print(f"{run.directory / METRICS_FILE}: {seconds:.0f} s of training, {steps} steps")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 
 class Cluster:
@@ -54,9 +55,21 @@ class Cluster:
         self._processes[job, index].kill()
         self._processes[job, index].wait()
 
-    def wait(self, seconds=240):
-        """Waits for all; returns the exit status of each by (job, index)."""
-        return {task: process.wait(seconds) for task, process in self._processes.items()}
+    def wait(self, status=0, seconds=500):
+        """Waits for all to exit with `status`.
+
+        Raises:
+            AssertionError: With what a task has printed, as soon as it exits otherwise.
+        """
+        end = time.monotonic() + seconds
+        running = dict(self._processes)
+        while running:
+            for task, process in list(running.items()):
+                if process.poll() is not None:
+                    assert process.returncode == status, self.output(*task)[-3000:]
+                    del running[task]
+            assert time.monotonic() < end, [self.output(*task)[-1000:] for task in running]
+            time.sleep(0.2)
 
     def output(self, job, index):
         """What a task has printed so far."""

@@ -26,7 +26,7 @@ def command(data_dir, model_dir, *more):
         *("-m", "tfrec_diffusion.train"),
         *("--dataset=synthetic", f"--data_dir={data_dir}", f"--model_dir={model_dir}"),
         *("--model=avg_pooling", "--set=tower_units=16,8", "--set=embedding_stddev=0.2"),
-        *("--batch_size=32", "--learning_rate=0.01", "--checkpoint_every=30", "--nojit_compile"),
+        *("--batch_size=64", "--learning_rate=0.01", "--checkpoint_every=20", "--nojit_compile"),
         *more,
     )
 
@@ -52,7 +52,7 @@ def two_workers(data_dir, tmp_path_factory):
     model_dir, logs = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("logs")
     arguments = command(data_dir, model_dir, "--strategy=multi_worker")
     with Cluster(logs, arguments, worker=2) as cluster:
-        assert set(cluster.wait().values()) == {0}, cluster.output("worker", 0)[-3000:]
+        cluster.wait()
         return model_dir, [cluster.output("worker", index) for index in (0, 1)]
 
 
@@ -61,7 +61,7 @@ def test_two_workers_measure_every_impression_once(two_workers):
     model, data = runs.load_run(model_dir)
     found = json.loads((model_dir / "metrics.json").read_text())["splits"]
     for split in ("validation", "test"):
-        expected = evaluate(model, data, split, 32)
+        expected = evaluate(model, data, split, 64)
         assert found[split]["impressions"] == expected["impressions"]
         for name in ("auc", "gauc", "log_loss"):
             assert found[split][name] == pytest.approx(expected[name], abs=1e-6), (split, name)
@@ -80,10 +80,10 @@ def test_a_killed_worker_comes_back_and_the_run_ends_as_if_it_had_lived(
     model_dir = tmp_path / "run"
     arguments = command(data_dir, model_dir, "--strategy=multi_worker")
     with Cluster(tmp_path, arguments, worker=2) as cluster:
-        wait_for_step(model_dir, 30)
+        wait_for_step(model_dir, 20)
         cluster.kill("worker", 1)
         cluster.start("worker", 1)
-        assert set(cluster.wait().values()) == {0}, cluster.output("worker", 0)[-3000:]
+        cluster.wait()
         printed = cluster.output("worker", 0)
     assert "lost a machine of the run" in printed and "resuming epoch" in printed
     uninterrupted, _ = two_workers
@@ -99,7 +99,7 @@ def test_a_signal_to_one_worker_stops_all_with_a_checkpoint(data_dir, tmp_path):
     with Cluster(tmp_path, arguments, worker=2) as cluster:
         wait_for_step(model_dir, 10)
         cluster.signal("worker", 1, signal.SIGTERM)
-        assert set(cluster.wait().values()) == {128 + signal.SIGTERM}
+        cluster.wait(status=128 + signal.SIGTERM)
         assert "the same command goes on from here" in cluster.output("worker", 0)
 
 
@@ -111,14 +111,14 @@ def test_parameter_servers_reach_the_auc_of_one_device_without_a_worker(
         data_dir, model_dir, "--strategy=parameter_server", "--steps_per_execution=4"
     )
     with Cluster(tmp_path, arguments, chief=1, worker=2, ps=2) as cluster:
-        wait_for_step(model_dir, 30)
+        wait_for_step(model_dir, 20)
         cluster.kill("worker", 1)
         cluster.start("worker", 1)
-        assert set(cluster.wait().values()) == {0}, cluster.output("chief", 0)[-3000:]
+        cluster.wait()
     model, data = runs.load_run(model_dir)
     (auc, _), (expected, _) = metrics(model_dir)["test"], metrics(two_workers[0])["test"]
     assert auc == pytest.approx(expected, abs=0.03)
-    assert auc == pytest.approx(evaluate(model, data, "test", 32)["auc"], abs=1e-6)
+    assert auc == pytest.approx(evaluate(model, data, "test", 64)["auc"], abs=1e-4)
     assert json.loads((model_dir / "metrics.json").read_text())["steps"] == data.num_batches(
-        "train", 32
+        "train", 64
     )

@@ -207,7 +207,8 @@ class DiffusionFusion(keras.layers.Layer):
     def _add_loss(self, interest, conditions, present, real):
         batch = ops.shape(interest)[:1]
         progress = self.progress()
-        self.steps_done.assign_add(1)
+        # Keras's own reads and writes: of two workers' steps, one would be lost.
+        self.steps_done.value.assign_add(1)
         t = randint(batch, 1, self.num_train_steps + 1, self.seed_generator)
         low, high = self.span_bounds(progress)
         share = uniform(batch, self.seed_generator)

@@ -15,7 +15,8 @@ class ContrastiveCalibrator(keras.layers.Layer):
     The positive of r_i is r*_i, the negatives are the r*_i of the other requests: the same channel
     of the candidate with the same number, real and of another user. Both sides have a projection of
     their own, so that the loss does not disturb the click task. The layer adds it in training,
-    computed in float32.
+    computed in float32. Where replicas share a batch, each compares its own requests: a batch of B
+    on R replicas has B / R - 1 negatives, and the losses are averaged.
 
     Args:
         temperature: Divides the cosine similarities.

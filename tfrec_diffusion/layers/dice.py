@@ -10,7 +10,8 @@ class Dice(keras.layers.Layer):
     """f(s) = p(s) s + (1 - p(s)) alpha s, with p(s) = sigmoid((s - E[s]) / sqrt(Var[s] + eps)).
 
     Mean and variance are those of the batch's real rows in training and moving averages at
-    inference; both and the activation are computed in float32.
+    inference; both and the activation are computed in float32. Where replicas share a batch, each
+    takes its own rows' statistics, as Keras's BatchNormalization does.
 
     Args:
         momentum: Of the moving averages.

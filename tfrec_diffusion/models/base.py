@@ -26,6 +26,10 @@ class RankingModel(keras.Model):
     and the backward pass with XLA. The optimizer stays outside: under XLA it would copy whole
     embedding tables, and touching only the rows of a batch needs shapes that XLA does not have.
 
+    Where replicas share a batch, the click loss is the mean over the real candidates of all,
+    however they are spread. Every other loss is a mean over a replica's rows, weighted by its share
+    of the real candidates.
+
     Args:
         schema: `Schema` (or its config).
         tower_inputs: Called with a `Request`; returns what the tower sees: a list of tensors
@@ -120,6 +124,10 @@ class RankingModel(keras.Model):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         return cls(**config)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Keras takes the mean of a batch over replicas, and fails where their parts are unequal.
+        super()._maybe_symbolic_build(data_batch=(self.input, self.output, self.output))
 
     def make_train_function(self, force=False):
         jit_compile, self.jit_compile = self.jit_compile, False
