@@ -53,6 +53,7 @@ _RUN_FLAGS = (
 _RESTART_DELAY_SECONDS = 5
 _RESTARTS = "TFREC_DIFFUSION_RESTARTS"  # environment: how many without progress, and since when
 _MAX_RESTARTS = 10
+_SECONDS_FOR_A_CHIEF = 600
 # What TensorFlow raises when another process of a run is gone, or back with nothing.
 _LOST = (
     tf.errors.UnavailableError,
@@ -320,15 +321,20 @@ def main(values):
 
 
 def serve(model_dir):
-    """Works for the chief of a run until it has written the run's metrics."""
-    path = pathlib.Path(model_dir, METRICS_FILE)
+    """Works for the chief of a run until it has written the run's metrics.
 
-    def written():
-        return path.stat().st_mtime_ns if path.exists() else None
+    Where they are there already, it waits ten minutes for a chief that trains on.
+    """
+    claimed, metrics = (pathlib.Path(model_dir, name) for name in (FLAGS_FILE, METRICS_FILE))
+    started = time.time()
 
-    before = written()
-    print(f"ready; ends when the chief has written {path}", flush=True)
-    distribution.serve(lambda: written() != before)
+    def is_over():
+        if not metrics.exists() or metrics.stat().st_mtime < claimed.stat().st_mtime:
+            return False
+        return metrics.stat().st_mtime > started or time.time() > started + _SECONDS_FOR_A_CHIEF
+
+    print(f"ready; ends when the chief has written {metrics}", flush=True)
+    distribution.serve(is_over)
 
 
 def start_again(error, model_dir):
@@ -361,9 +367,8 @@ def train(values):
     run_flags["data_dir"] = os.path.abspath(values.data_dir)
     run_flags |= machines.layout
     settings = flags.settings(values.set, models.get(values.model))
-    if machines.is_chief:
-        find_data(values.dataset, values.data_dir)
-    machines.agree(0)
+    # The chief alone makes what is not there.
+    if_all_may(machines, lambda: machines.is_chief and find_data(values.dataset, values.data_dir))
     data = RequestData(find_data(values.dataset, values.data_dir), values.history_length)
     if "curriculum_steps" in inspect.signature(models.get(values.model)).parameters:
         steps = values.epochs * data.num_batches("train", values.batch_size)

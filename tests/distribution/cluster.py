@@ -52,8 +52,10 @@ class Cluster:
         self._processes[job, index].send_signal(number)
 
     def kill(self, job, index):
-        self._processes[job, index].kill()
-        self._processes[job, index].wait()
+        """Kills a task; nothing waits for it any more."""
+        process = self._processes.pop((job, index))
+        process.kill()
+        process.wait()
 
     def wait(self, status=0, seconds=500):
         """Waits for all to exit with `status`.

@@ -113,7 +113,6 @@ def test_parameter_servers_reach_the_auc_of_one_device_without_a_worker(
     with Cluster(tmp_path, arguments, chief=1, worker=2, ps=2) as cluster:
         wait_for_step(model_dir, 20)
         cluster.kill("worker", 1)
-        cluster.start("worker", 1)
         cluster.wait()
     model, data = runs.load_run(model_dir)
     (auc, _), (expected, _) = metrics(model_dir)["test"], metrics(two_workers[0])["test"]
