@@ -3,19 +3,43 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Tests run each program a few times only: to optimize its code takes XLA longer than that saves.
+# Tests run each program a few times only: to optimize its code takes longer than that saves.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+import gc
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from tensorflow_datasets.core import shuffle
 
 from tfrec_diffusion.schema import Feature, Schema, Table
+
+# The same of graphs.
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+# TensorFlow's own objects are no garbage; to look at them would take a second a module.
+gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _let_go():
+    """What a module's tests have built and compiled is not kept for the next module's."""
+    yield
+    keras.backend.clear_session()  # collects garbage, too
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_buckets():
+    """TFDS prepares a thousand files for a split that is larger than memory; none is here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shuffle, "BUCKETS_NUMBER", 1)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,9 @@ SMALL = {
     "hierdiffuse": {"tower_units": (32, 16)},
 }
 
+# Models that draw noise in training: other numbers under XLA, and on each replica.
+NOISY = {"dien", "diffumin", "diffurec", "dreamrec", "hierdiffuse"}
+
 
 def write_vocabularies(directory):
     """Writes the vocabularies of the shared test schema."""

@@ -7,8 +7,8 @@ import shlex
 import pytest
 from absl.flags import FlagValues
 
-from tfrec_diffusion import datasets, flags, models
-from tfrec_diffusion.prepare import prepare
+from tfrec_diffusion import command, datasets, flags, models
+from tfrec_diffusion.datasets.preparation import prepare
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 FILES = [str(p.relative_to(REPOSITORY)) for p in sorted(REPOSITORY.glob("experiments/**/*.flags"))]
@@ -19,10 +19,10 @@ def _in_repository(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
 
 
-def parse(command, *arguments):
+def parse(name, *arguments):
     values = FlagValues()
-    getattr(flags, command)(values)
-    assert values([command, *arguments]) == [command]
+    getattr(flags, name)(values)
+    assert values([name, *arguments]) == [name]
     return values
 
 
@@ -39,7 +39,7 @@ def commands(file):
 def test_a_file_sets_what_there_is(file, schema, capsys):
     values = parse("train", "--dataset=synthetic", "--model_dir=x", f"--flagfile={file}")
     assert capsys.readouterr().err == ""  # absl's warning of a file that includes itself
-    settings = flags.settings(values.set, models.get(values.model))
+    settings = command.settings(values.set, models.get(values.model))
     models.create(values.model, schema=schema, **settings)
 
 
@@ -47,11 +47,15 @@ def test_a_file_sets_what_there_is(file, schema, capsys):
 def test_a_files_own_commands_name_what_there_is(file):
     assert any(name == "train" and f"--flagfile={file}" in rest for name, rest in commands(file))
     for name, arguments in commands(file):
+        if "--" in arguments:  # what follows goes to every training of a comparison
+            end = arguments.index("--")
+            parse("train", *arguments[end + 1 :], "--model_dir=x")
+            arguments = arguments[:end]
         values = parse(name, *arguments)
         if name in ("prepare", "train"):
             dataset = datasets.builder_class(values.dataset.partition("/")[0])
             receiver = dataset if name == "prepare" else models.get(values.model)
-            flags.settings(values.set, receiver)
+            command.settings(values.set, receiver)
 
 
 @pytest.mark.parametrize("dataset", ["alibaba", "amazon_books", "ele_me", "taobao"])

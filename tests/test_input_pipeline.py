@@ -5,8 +5,11 @@ import pytest
 import tensorflow as tf
 
 from tfrec_diffusion import input_pipeline
-from tfrec_diffusion.datasets.requests import Preparation, RequestBuilder, Split
-from tfrec_diffusion.input_pipeline import RequestData, Shard, find_prepared
+from tfrec_diffusion.datasets.preparation import Preparation
+from tfrec_diffusion.datasets.records import Split
+from tfrec_diffusion.datasets.requests import RequestBuilder
+from tfrec_diffusion.input_pipeline import RequestData, Shard
+from tfrec_diffusion.prepared_directory import find_prepared
 from tfrec_diffusion.schema import Feature, Schema, Table
 
 
@@ -122,7 +125,7 @@ def test_batches_of_data_by_request_have_alike_numbers_of_candidates(by_request)
 
 
 def test_batches_have_few_numbers_of_candidates():
-    lengths = [int(input_pipeline._padded_candidates(n)) for n in range(1, 1025)]
+    lengths = input_pipeline._padded_candidates(tf.range(1, 1025)).numpy().tolist()
     assert sorted(set(lengths))[:16] == [*range(1, 9), 10, 12, 14, 16, 20, 24, 28, 32]
     assert len(set(lengths)) == 8 + 4 * 7
     assert all(n <= length <= 1.25 * n for n, length in enumerate(lengths, 1))
@@ -176,14 +179,15 @@ def test_an_epoch_is_a_permutation_of_its_own(directory):
 
 
 @pytest.mark.parametrize("shuffle_seed", [None, 3])
-@pytest.mark.parametrize("first_batch", [0, 1, 5, 12])
-def test_a_resumed_epoch_is_the_rest_of_it(directory, shuffle_seed, first_batch):
+def test_a_resumed_epoch_is_the_rest_of_it(directory, shuffle_seed):
     data = RequestData(directory)
     arguments = {"batch_size": 8, "shuffle_seed": shuffle_seed, "epoch": 2, "shuffle_window": 20}
     whole = users(data.batches("train", **arguments))
-    rest = data.batches("train", first_batch=first_batch, **arguments)
-    assert users(rest) == whole[8 * first_batch :]
-    assert len(rest) == data.num_batches("train", 8) - first_batch
+    assert len(whole) == 100
+    for first_batch in (1, 5, 12):
+        rest = data.batches("train", first_batch=first_batch, **arguments)
+        assert users(rest) == whole[8 * first_batch :]
+        assert len(rest) == data.num_batches("train", 8) - first_batch
 
 
 def test_the_order_of_a_seed_is_for_good(directory, tmp_path):

@@ -1,22 +1,19 @@
-"""Every absl flag, in one place, and how a command turns them into one clear line when wrong."""
+"""Every flag of the package's commands, in one place, known without importing TensorFlow."""
 
-import ast
-import inspect
 import sys
 
-import tensorflow as tf
 from absl import flags
 
-from tfrec_diffusion import datasets, distribution, models
-from tfrec_diffusion.datasets import requests
-
-# Arguments that flags of their own give.
-_NOT_SET = {"schema", "dtype", "raw_dir", "data_dir"}
+from tfrec_diffusion import names
 
 
 def prepare(values):
     """Flags of `python -m tfrec_diffusion.prepare`."""
-    _dataset(values)
+    flags.DEFINE_enum(
+        "dataset", None, sorted(names.DATASETS), "the data set to prepare", required=True,
+        flag_values=values,
+    )  # fmt: skip
+    _data_dir(values)
     flags.DEFINE_string(
         "raw_dir", None, "directory of the raw files, as published", flag_values=values
     )
@@ -26,18 +23,17 @@ def prepare(values):
     flags.DEFINE_boolean(
         "overwrite", False, "prepare again what is prepared already", flag_values=values
     )
-    default = requests.Preparation()
     flags.DEFINE_enum(
-        "group_by", default.group_by, requests.GROUPINGS,
+        "group_by", "impression", names.GROUPINGS,
         "request: one record for impressions that differ in their candidates only",
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_float(
-        "max_bad_rows", default.max_bad_rows, "share of a raw file's rows that may be bad",
+        "max_bad_rows", 0.01, "share of a raw file's rows that may be bad",
         0.0, 1.0, flag_values=values,
     )  # fmt: skip
     flags.DEFINE_integer(
-        "workers", default.workers, "processes of this machine that encode", 1, flag_values=values
+        "workers", 1, "processes of this machine that encode", 1, flag_values=values
     )
     flags.DEFINE_multi_string(
         "beam_options", [], "an option of Apache Beam, which then encodes and writes; repeat it",
@@ -47,9 +43,11 @@ def prepare(values):
 
 def train(values):
     """Flags of `python -m tfrec_diffusion.train`."""
-    _dataset(values)
+    _prepared(values)
     _model_dir(values)
-    flags.DEFINE_string("model", "din", f"one of {sorted(models.MODELS)}", flag_values=values)
+    flags.DEFINE_enum(
+        "model", "din", sorted(names.MODELS), "the model to train", flag_values=values
+    )
     flags.DEFINE_multi_string(
         "set", [], "name=value: a constructor argument of the model; repeat it", flag_values=values
     )
@@ -70,7 +68,7 @@ def train(values):
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_enum(
-        "strategy", "one", distribution.STRATEGIES,
+        "strategy", "one", names.STRATEGIES,
         "one device, all GPUs of this machine, or the machines of TF_CONFIG: workers that take "
         "every step together, or parameter servers with workers that take their own",
         flag_values=values,
@@ -118,9 +116,60 @@ def export(values):
     )  # fmt: skip
 
 
-def _dataset(values):
-    names = f"one of {datasets.names()}; once prepared, logs/<name of the spec file>"
-    flags.DEFINE_string("dataset", None, names, required=True, flag_values=values)
+def inspect(values):
+    """Flags of `python -m tfrec_diffusion.inspect`."""
+    _prepared(values)
+    flags.DEFINE_string("split", None, "a split; default: all", flag_values=values)
+    flags.DEFINE_integer("requests", 3, "to show of the first split", 0, flag_values=values)
+    flags.DEFINE_string(
+        "picture", "inspect.png", "file to write; its data: .csv beside it", flag_values=values
+    )
+
+
+def compare(values):
+    """Flags of `python -m tfrec_diffusion.compare`; what follows `--` are flags of `train`."""
+    flags.DEFINE_string(
+        "model_dir", None, "directory of the runs", required=True, flag_values=values
+    )
+    flags.DEFINE_string(
+        "comparison", None, "JSON file of rows, data sets and learning rates; see "
+        "experiments/comparison.json", flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_multi_string(
+        "run", None, "instead of --comparison, a row: a model, its arguments (name=value) and "
+        "flags of train; repeat it", flag_values=values,
+    )  # fmt: skip
+    flags.mark_flags_as_mutual_exclusive(["comparison", "run"], required=True, flag_values=values)
+    flags.DEFINE_list("rows", None, "names in --comparison; default: all", flag_values=values)
+    flags.DEFINE_list("datasets", None, "names in --comparison; default: all", flag_values=values)
+    flags.register_multi_flags_validator(
+        ["comparison", "rows", "datasets"],
+        lambda given: given["comparison"] or not (given["rows"] or given["datasets"]),
+        "--rows and --datasets choose from a --comparison", flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_list(
+        "learning_rates", None, "to choose from by the validation AUC of seed 0; default: those of "
+        "--comparison, and with --run none: each row's flags say", flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_integer("seeds", 3, "number of seeds, from 0", 2, flag_values=values)
+    flags.DEFINE_integer("jobs", 1, "trainings at a time", 1, flag_values=values)
+    flags.DEFINE_list("splits", ["test"], "splits in the tables, or all", flag_values=values)
+    flags.DEFINE_string(
+        "output", None, "Markdown file to write; default: compare.md in --model_dir",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "picture", None, "file to write; default: .png beside --output", flag_values=values
+    )
+
+
+def _prepared(values):
+    known = f"a prepared data set: one of {sorted(names.DATASETS)}, or logs/<name of the spec file>"
+    flags.DEFINE_string("dataset", None, known, required=True, flag_values=values)
+    _data_dir(values)
+
+
+def _data_dir(values):
     flags.DEFINE_string("data_dir", "data", "directory of prepared data sets", flag_values=values)
 
 
@@ -134,73 +183,3 @@ def _batch_size(values):
     flags.DEFINE_integer(
         "batch_size", 256, "requests a step, over all devices", 1, flag_values=values
     )
-
-
-def run(main, define, argv=None):
-    """Parses a command's flags, calls `main(values)` and exits.
-
-    Wrong flags, and `ValueError`s, `OSError`s and TensorFlow's own errors (wrong or damaged input),
-    end in one line on stderr and exit status 2, unless `--traceback` asks for more.
-
-    Args:
-        main: Called with the parsed `absl.flags.FlagValues`; may return an exit status.
-        define: One of this module's functions, which defines the command's flags.
-        argv: Default `sys.argv`.
-    """
-    values = flags.FlagValues()
-    define(values)
-    flags.DEFINE_boolean("traceback", False, "show where an error came from", flag_values=values)
-    try:
-        rest = _parse(values, argv or sys.argv)
-        if rest:
-            raise flags.Error(f"expected flags (--name=value) only. Received: {' '.join(rest)}")
-        sys.exit(main(values))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (flags.Error, ValueError, OSError, tf.errors.OpError) as error:
-        if values.is_parsed() and values.traceback:
-            raise
-        sys.exit(_fail(error))
-
-
-def _parse(values, argv):
-    if {"--help", "-h", "-help"} & set(argv[1:]):
-        print(values.get_help())
-        sys.exit(0)
-    return values(argv)[1:]
-
-
-def _fail(error):
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
-    return 2
-
-
-def settings(assignments, function):
-    """Turns `["name=value", ...]` into keyword arguments of `function`.
-
-    Args:
-        assignments: What `--set` was given. A value is read as a Python literal
-            (`0.5`, `80,40`, `True`, `None`), else as a string.
-        function: A class or function; its keyword arguments with defaults are the valid names.
-
-    Raises:
-        ValueError: On a name that `function` does not have; it lists those it has.
-    """
-    valid = {
-        name: parameter.default
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.default is not inspect.Parameter.empty and name not in _NOT_SET
-    }
-    chosen = {}
-    for assignment in assignments:
-        name, separator, value = assignment.partition("=")
-        if not separator or name not in valid:
-            listing = ", ".join(f"{n}={default!r}" for n, default in valid.items())
-            raise ValueError(
-                f"--set takes name=value with one of: {listing}. Received: --set={assignment}"
-            )
-        try:
-            chosen[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, TypeError):
-            chosen[name] = value
-    return chosen

@@ -1,36 +1,41 @@
-"""From TFRecord shards to `tf.data` of (features, label, weight), resumable at any batch."""
+"""Reads TFRecord shards as a `tf.data.Dataset` of (features, label, weight), from any batch on."""
 
 import dataclasses
-import json
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
-from tfrec_diffusion.schema import FILE_NAME, GROUP_ID, LABEL, PADDING, Schema
+from tfrec_diffusion.prepared_directory import PreparedDirectory
+from tfrec_diffusion.schema import GROUP_ID, LABEL, PADDING, Schema
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A TFRecord file and its number of records."""
+    """A TFRecord file.
+
+    Args:
+        path: str. Path of the file.
+        records: int. Number of its records.
+    """
 
     path: str
     records: int
 
 
 class Order(NamedTuple):
-    """What an epoch reads one after the other: all of it that differs from epoch to epoch.
+    """The order in which an epoch reads records: all that differs from one epoch to the next.
 
-    Of tensors, so that a `tf.function` with this argument is traced once for all epochs.
+    It consists of tensors, so that a `tf.function` that takes it is traced once for all epochs.
 
     Args:
-        paths: string (shards,).
-        starts: int64 (shards,), positions of the files' first records, ascending. Those before 0
-            are not read.
-        records: int64 (), how many are read from position 0 on.
-        key: int64 () by which records are permuted in windows; `None`: they are not.
+        paths: string tensor of shape (shards,). Files in the order in which they are read.
+        starts: int64 tensor of shape (shards,). Position of each file's first record, ascending.
+            Records at positions below 0 are not read.
+        records: int64 scalar tensor. Number of records that are read, from position 0 on.
+        key: int64 scalar tensor or `None`. Seed of the permutation of records within windows. If
+            `None`, records are not permuted.
     """
 
     paths: tf.Tensor
@@ -39,9 +44,17 @@ class Order(NamedTuple):
     key: tf.Tensor | None
 
     def part(self, index, parts):
-        """The part from record `records * index // parts` to `records * (index + 1) // parts`.
+        """One of several equal parts, such as what one worker reads.
 
-        Its windows are its own, and no other part has its key.
+        A part has windows and a key of its own.
+
+        Args:
+            index: int. Number of the part, from 0.
+            parts: int. How many parts there are. To one record, all are equally long.
+
+        Returns:
+            `Order` of the records from `records * index // parts` to
+            `records * (index + 1) // parts`.
         """
         begin, end = (self.records * i // parts for i in (index, index + 1))
         # Windows are permuted by their key and the next, see `_records`.
@@ -49,36 +62,38 @@ class Order(NamedTuple):
         return Order(self.paths, self.starts - begin, end - begin, key)
 
 
-def find_prepared(data_dir, dataset):
-    """Directory of the newest version of a prepared data set.
+def replica_batch_size(batch_size, replicas):
+    """Requests of a step for each replica.
 
     Args:
-        data_dir: Directory of prepared data sets.
-        dataset: Name, as `taobao` or `logs/kuairand`.
+        batch_size: int. Requests in a step of all replicas.
+        replicas: int. Number of replicas.
+
+    Returns:
+        int.
 
     Raises:
-        FileNotFoundError: If there is none.
+        ValueError: If `batch_size` is not a multiple of `replicas`.
     """
-    versions = pathlib.Path(data_dir, dataset).glob(f"[0-9]*/{FILE_NAME}")
-    numbered = [(tuple(map(int, path.parent.name.split("."))), path.parent) for path in versions]
-    if not numbered:
-        raise FileNotFoundError(
-            f"no prepared data set in {pathlib.Path(data_dir, dataset)}: expected what "
-            f"`python -m tfrec_diffusion.prepare --dataset={dataset.split('/')[0]} "
-            f"--data_dir={data_dir}` writes"
+    if batch_size % replicas:
+        raise ValueError(
+            f"`batch_size` must be a multiple of the number of replicas, {replicas}. "
+            f"Received: batch_size={batch_size}"
         )
-    return max(numbered)[1]
+    return batch_size // replicas
 
 
 class RequestData:
-    """A prepared data set.
+    """Reads the requests of a prepared data set.
 
     Args:
-        directory: As `python -m tfrec_diffusion.prepare` wrote it.
-        history_length: Newest behaviors to keep of each history; `None`: all.
+        directory: str or `pathlib.Path`. Directory that `python -m tfrec_diffusion.prepare` wrote.
+        history_length: int or `None`. How many behaviors of each history to read, the newest ones.
+            If `None`, all of them. Defaults to `None`.
 
     Attributes:
-        schema: `Schema`, with that `history_length`.
+        directory: `pathlib.Path`, absolute.
+        schema: `Schema` with that `history_length`.
 
     Raises:
         FileNotFoundError: If there is no prepared data set.
@@ -101,34 +116,38 @@ class RequestData:
                     f"was prepared with. Received: history_length={history_length}"
                 )
             schema = dataclasses.replace(schema, history_length=history_length)
-        # Absolute, because workers elsewhere may have other working directories.
-        self.directory = pathlib.Path(directory).absolute()
+        prepared = PreparedDirectory(directory)
+        self.directory = prepared.path
         self.schema = schema
-        if not (self.directory / "dataset_info.json").exists():
-            raise FileNotFoundError(
-                f"{directory} has a schema but no records: expected a directory written by "
-                "`python -m tfrec_diffusion.prepare`"
-            )
-        self._splits = tfds.builder_from_directory(str(directory)).info.splits
-        self._report = json.loads((self.directory / "report.json").read_text())
+        self._splits = prepared.splits()
+        self._report = prepared.report
         # Data sets of before there were groups do not say.
         self._by_request = self._report["options"].get("group_by") == "request"
 
     @property
     def splits(self):
-        """Names of the splits."""
+        """list of str. Names of the splits, sorted."""
         return sorted(self._splits)
 
     def best_reachable(self, split):
-        """Metrics of the true click probabilities, where a made data set knows them, else `None`.
+        """Metrics of the true click probabilities, which a synthetic data set knows.
+
+        Args:
+            split: str. One of `splits`.
 
         Returns:
-            dict of `auc`, `gauc`, `log_loss`.
+            dict of floats `auc`, `gauc` and `log_loss`; `None` if they are not known.
         """
         return self._report.get("best_reachable", {}).get(split)
 
     def shards(self, split):
-        """The `Shard`s of a split, in order.
+        """The files of a split.
+
+        Args:
+            split: str. One of `splits`.
+
+        Returns:
+            list of `Shard`s, in order.
 
         Raises:
             ValueError: If there is no such split.
@@ -142,15 +161,38 @@ class RequestData:
         ]
 
     def num_requests(self, split):
-        """Records of a split."""
+        """Number of requests in a split.
+
+        Args:
+            split: str. One of `splits`.
+
+        Returns:
+            int.
+        """
         return sum(shard.records for shard in self.shards(split))
 
     def num_batches(self, split, batch_size):
-        """Steps of one epoch; the last batch may be smaller."""
+        """Number of steps in an epoch, the last of which may have fewer requests.
+
+        Args:
+            split: str. One of `splits`.
+            batch_size: int. Requests in a step of all replicas.
+
+        Returns:
+            int.
+        """
         return -(-self.num_requests(split) // batch_size)
 
     def order(self, split, shuffle_seed=None, epoch=0):
-        """The `Order` of an epoch; arguments as of `batches`.
+        """The order in which an epoch reads a split.
+
+        Args:
+            split: str. One of `splits`.
+            shuffle_seed: int or `None`. As in `batches`. Defaults to `None`.
+            epoch: int. As in `batches`. Defaults to `0`.
+
+        Returns:
+            `Order`.
 
         Raises:
             FileNotFoundError: If a file is missing.
@@ -185,35 +227,39 @@ class RequestData:
         with_group_id=False,
         input_context=None,
     ):
-        """One epoch.
+        """The batches of one epoch.
 
-        The order is a function of the arguments alone: batch i of a call with `first_batch=k` is
-        batch k + i of the same call with 0. What lies before is skipped by whole shards.
+        Their order depends on nothing but the arguments: batch i of a call with `first_batch=k` is
+        batch k + i of the same call with `first_batch=0`. Whole shards before it are not opened.
 
         Args:
-            split: One of `splits`.
-            batch_size: Requests in a step of all replicas.
-            shuffle_seed: `None`: the order of the files. Else the shards and then the records in
-                windows are permuted by (`shuffle_seed`, `epoch`); preparing has shuffled the
-                records among the shards already.
-            epoch: Number of the epoch, from 0.
-            first_batch: Steps to leave out.
-            shuffle_window: Records permuted together. Of a data set prepared by request, those of
-                a window with about as many candidates come into one batch, so that few are padded;
-                the batches of a window are permuted, too.
-            with_group_id: Adds the int64 (batch,) ids that GAUC groups by.
-            input_context: `tf.distribute.InputContext` of a worker, as
-                `strategy.distribute_datasets_from_function` passes it; `None`: one replica reads
-                all. A worker reads the part of the epoch's order that is its own, to one record as
-                many as every other, and as many steps: where its records run out, requests follow
-                that are all padding, with every feature, label, weight and group id 0. A step of it
-                is one batch for each of its replicas, all of the same size.
+            split: str. One of `splits`.
+            batch_size: int. Requests in a step of all replicas. Defaults to `256`.
+            shuffle_seed: int or `None`. Seed that, with `epoch`, permutes the shards and then the
+                records within windows; preparation has already shuffled the records among the
+                shards. If `None`, records come in the order of the files. Defaults to `None`.
+            epoch: int. Number of the epoch, from 0. Defaults to `0`.
+            first_batch: int. Number of steps to leave out at the beginning. Defaults to `0`.
+            shuffle_window: int. Number of records that are permuted together. If the data set was
+                prepared with `group_by="request"`, the records of a window are sorted into batches
+                with similar numbers of candidates, so that few candidates are padding, and then
+                the batches of the window are permuted. Defaults to `16384`.
+            with_group_id: bool. Whether to add the ids that GAUC groups by. Defaults to `False`.
+            input_context: `tf.distribute.InputContext` or `None`. Tells a worker apart, as
+                `strategy.distribute_datasets_from_function` passes it. Each worker reads its own
+                part of the epoch's order, and each of its steps is one batch of the same size for
+                each of its replicas. The parts differ by one record at most, and all workers take
+                equally many steps: when a worker has no more records, it gets requests that are all
+                padding, with 0 in every feature, label, weight and group id. If `None`, one replica
+                reads everything. Defaults to `None`.
 
         Returns:
-            `tf.data.Dataset` of (features, label, weight): a dict of int32 tensors as
-            `Schema.keras_inputs`, and float32 (batch, candidates) twice; weight is 0 where
-            a candidate is padding. As XLA compiles a model for each number of candidates, beyond
-            8 there are only four from one power of two to the next.
+            `tf.data.Dataset` of (features, label, weight) or, with `with_group_id`, (features,
+            label, weight, group_id). `features` is a dict of int32 tensors as in
+            `Schema.keras_inputs`. `label` and `weight` are float32 tensors of shape (batch,
+            candidates); the weight is 0 where a candidate is padding. `group_id` is an int64 tensor
+            of shape (batch,). XLA compiles a model once for each number of candidates, so batches
+            are padded to few numbers: beyond 8, four from one power of two to the next.
 
         Raises:
             FileNotFoundError: If a file is missing.
@@ -222,11 +268,7 @@ class RequestData:
         """
         context = input_context or tf.distribute.InputContext()
         replicas, workers = context.num_replicas_in_sync, context.num_input_pipelines
-        if batch_size % replicas:
-            raise ValueError(
-                f"`batch_size` must be a multiple of the number of replicas, {replicas}. "
-                f"Received: batch_size={batch_size}"
-            )
+        size = replica_batch_size(batch_size, replicas)
         part = self.order(split, shuffle_seed, epoch).part(context.input_pipeline_id, workers)
         steps = self.num_batches(split, batch_size) - first_batch
         records = self._records(part, batch_size // workers, first_batch, shuffle_window)
@@ -235,22 +277,25 @@ class RequestData:
             records = records.concatenate(padding).take(steps * batch_size // workers)
         return (
             # Filled up, none is dropped, and the size is static.
-            records.batch(batch_size // replicas, drop_remainder=input_context is not None)
+            records.batch(size, drop_remainder=input_context is not None)
             .map(lambda batch: self._parse(batch, with_group_id), tf.data.AUTOTUNE)
             .apply(tf.data.experimental.assert_cardinality(steps * replicas // workers))
             .prefetch(tf.data.AUTOTUNE)
         )
 
     def read(self, order, batch_size, first_batch=0, *, shuffle_window=16384, with_group_id=False):
-        """The batches of an order, wherever it is read.
+        """The batches of an order, which may be read inside a `tf.function`.
 
         Args:
-            order: `Order` of a split, whose tensors may be symbolic: in a `tf.function`.
-            first_batch: Batches to leave out, an integer or a scalar tensor.
-            batch_size, shuffle_window, with_group_id: As of `batches`.
+            order: `Order`. The order of a split, of tensors that may be symbolic.
+            batch_size: int. Requests in a batch.
+            first_batch: int or integer scalar tensor. Number of batches to leave out at the
+                beginning. Defaults to `0`.
+            shuffle_window: int. As in `batches`. Defaults to `16384`.
+            with_group_id: bool. As in `batches`. Defaults to `False`.
 
         Returns:
-            `tf.data.Dataset` of what `batches` gives.
+            `tf.data.Dataset` of the same elements as that of `batches`.
         """
         records = self._records(order, batch_size, first_batch, shuffle_window)
         return records.batch(batch_size).map(
@@ -302,7 +347,7 @@ class RequestData:
 
 
 def _padding(schema):
-    """A serialized record without candidates and behaviors, and 0 in all else."""
+    """A serialized record without candidates and behaviors, with 0 for everything else."""
     empty = {
         tf.string: tf.train.Feature(bytes_list=tf.train.BytesList(value=[b""])),
         tf.int64: tf.train.Feature(int64_list=tf.train.Int64List(value=[0])),
@@ -312,7 +357,7 @@ def _padding(schema):
 
 
 def _by_candidates(records, size, seed):
-    """Records in order of their numbers of candidates, then runs of `size` of them permuted."""
+    """Sorts records by their numbers of candidates, and permutes runs of `size` of them."""
     labels = tf.io.parse_example(records, {LABEL: tf.io.FixedLenFeature((), tf.string)})[LABEL]
     order = tf.argsort(tf.strings.length(labels), stable=True)
     whole = tf.size(order) // size * size
@@ -322,7 +367,7 @@ def _by_candidates(records, size, seed):
 
 
 def _padded_candidates(most):
-    """The least of the numbers that batches have which is not below `most`."""
+    """The number of candidates to which a batch with at most `most` of them is padded."""
     power = tf.math.log(tf.cast(tf.maximum(most - 1, 1), tf.float64)) / np.log(2.0)
     # A power of two may come out a rounding error below itself.
     unit = 2 ** tf.maximum(tf.cast(tf.floor(power + 1e-9), tf.int32) - 2, 0)

@@ -1,4 +1,4 @@
-"""Losses over (batch, candidates)."""
+"""The loss of click probabilities of shape (batch, candidates)."""
 
 import keras
 from keras import ops
@@ -6,12 +6,30 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class LogLoss(keras.losses.Loss):
-    """Binary cross-entropy of each candidate; a weight of 0 leaves a padded one out of the mean.
+    """Binary cross-entropy of each candidate.
+
+    A padded candidate has the sample weight 0, which leaves it out of the mean.
+
+    Args:
+        reduction: str or `None`. As in `keras.losses.Loss`: how the losses of the candidates become
+            one number. The default divides their weighted sum by the sum of the weights. Defaults
+            to `"mean_with_sample_weight"`.
+        name: str. Name of the loss. Defaults to `"log_loss"`.
+        **kwargs: Further arguments of `keras.losses.Loss`: `dtype`.
 
     Call arguments:
-        y_true: (batch, candidates) in {0, 1}.
-        y_pred: (batch, candidates) in [0, 1], float32.
-        sample_weight: Optional (batch, candidates).
+        y_true: tensor of shape (batch, candidates). Labels, 0 or 1, of any numeric dtype.
+        y_pred: float32 tensor of shape (batch, candidates). Probabilities in [0, 1].
+        sample_weight: float tensor of shape (batch, candidates), optional. Weights of the
+            candidates.
+
+    Returns:
+        float32 scalar tensor, or one of shape (batch, candidates) if `reduction` is `None` or
+        `"none"`.
+
+    Example:
+
+    >>> LogLoss()([[1.0, 0.0]], [[0.5, 0.9]], sample_weight=[[1.0, 0.0]])  # -log(0.5) = 0.6931
     """
 
     def __init__(self, reduction="mean_with_sample_weight", name="log_loss", **kwargs):

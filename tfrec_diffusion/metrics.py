@@ -4,47 +4,49 @@ import math
 
 import numpy as np
 
-# A probability of exactly 0 or 1 would make one wrong row cost infinitely much. This is the machine
-# epsilon of float32, the precision in which models predict: a row costs at most 15.95.
+# With a probability of exactly 0 or 1, a single wrong row would make the log loss infinite. This is
+# the machine epsilon of float32, the precision in which models predict; a row costs at most 15.95.
 _EPSILON = 2.0**-23
 
 
 def auc(labels, scores):
     """Area under the ROC curve: the probability that a positive outscores a negative.
 
-    Of all pairs of a positive and a negative row, the share in which the positive has the higher
-    score; a tie counts one half. Pairs are counted in integers, there are no buckets.
+    This is the share of all pairs of a positive and a negative row in which the positive has the
+    higher score; a tie counts one half. Pairs are counted exactly, in integers and without buckets.
 
     Args:
-        labels: (rows,), 0 or 1, of any numeric dtype.
-        scores: (rows,), of any numeric dtype; only their order matters.
+        labels: array of shape (rows,), of any numeric dtype. 0 or 1.
+        scores: array of shape (rows,), of any numeric dtype. Only their order matters.
 
     Returns:
-        float in [0, 1]; NaN where there is no such pair, with one class only or no rows.
+        float in [0, 1], or NaN if there is no such pair: with one class only, or no rows.
 
     Raises:
-        ValueError: If the arguments differ in length, are not 1-D, a label is neither 0 nor 1, or
-            a score is NaN.
+        ValueError: If the arguments differ in length or are not 1-D, if a label is neither 0 nor 1,
+            or if a score is NaN.
     """
     return gauc(labels, scores, np.zeros(np.shape(labels), np.int64))
 
 
 def gauc(labels, scores, groups):
-    """Group AUC: the AUCs of the groups, averaged with their numbers of rows as weights.
+    """Group AUC: the mean of the groups' AUCs, weighted by their numbers of rows.
 
-    A group, as a rule a user, with one class only has no AUC: its rows are left out of the average
+    A group is usually a user. One that has only one class has no AUC, and is left out of the mean
     and of the weights.
 
     Args:
-        labels: (rows,), 0 or 1, of any numeric dtype.
-        scores: (rows,), of any numeric dtype; only their order within a group matters.
-        groups: (rows,), integer id of each row's group; any ids, rows in any order.
+        labels: array of shape (rows,), of any numeric dtype. 0 or 1.
+        scores: array of shape (rows,), of any numeric dtype. Only their order within a group
+            matters.
+        groups: int array of shape (rows,). Id of each row's group. Ids may be any integers, and
+            rows may come in any order.
 
     Returns:
-        float in [0, 1]; NaN where no group has both classes.
+        float in [0, 1], or NaN if no group has both classes.
 
     Raises:
-        ValueError: As `auc`, and if `groups` are not integers.
+        ValueError: As in `auc`, and if `groups` are not integers.
     """
     labels, scores, groups = _columns(labels=labels, scores=scores, groups=groups)
     if not len(labels):
@@ -64,15 +66,16 @@ def log_loss(labels, probabilities):
     Probabilities are clipped to [2^-23, 1 - 2^-23], so that no row costs more than 15.95.
 
     Args:
-        labels: (rows,), 0 or 1, of any numeric dtype.
-        probabilities: (rows,), predicted probability of label 1.
+        labels: array of shape (rows,), of any numeric dtype. 0 or 1.
+        probabilities: array of shape (rows,), of any numeric dtype. Predicted probability of the
+            label 1.
 
     Returns:
-        float, in nats per row; NaN where there are no rows.
+        float, in nats per row, or NaN if there are no rows.
 
     Raises:
-        ValueError: If the arguments differ in length, are not 1-D, a label is neither 0 nor 1, or
-            a probability is NaN or outside [0, 1].
+        ValueError: If the arguments differ in length or are not 1-D, if a label is neither 0 nor 1,
+            or if a probability is NaN or outside [0, 1].
     """
     labels, probabilities = _columns(labels=labels, probabilities=probabilities)
     outside = (probabilities < 0) | (probabilities > 1)
@@ -84,17 +87,16 @@ def log_loss(labels, probabilities):
 
 
 def rela_impr(auc, base_auc):
-    """Relative improvement of an AUC over a base model's (DiffuMIN, eq. 25), chance being 0.5.
+    """Relative improvement of an AUC over that of a base model (DiffuMIN, eq. 25).
 
-    ((AUC - 0.5) / (AUC_base - 0.5) - 1) * 100
+    It is ((auc - 0.5) / (base_auc - 0.5) - 1) * 100, as an AUC of 0.5 is chance.
 
     Args:
-        auc: AUC of the model, in [0, 1].
-        base_auc: AUC of the base model, in [0, 1].
+        auc: float. AUC of the model, in [0, 1].
+        base_auc: float. AUC of the base model, in [0, 1].
 
     Returns:
-        float, in percent; NaN where the base model is no better or worse than chance, or where an
-        AUC is NaN.
+        float, in percent, or NaN if the AUC of the base model is exactly 0.5 or an AUC is NaN.
 
     Raises:
         ValueError: If an AUC is outside [0, 1].
@@ -108,15 +110,17 @@ def rela_impr(auc, base_auc):
 
 
 def _count_pairs(positive, scores, groups):
-    """Per group: positives, negatives, and twice its rightly ordered pairs, ties being half.
+    """Counts the pairs of each group.
 
     Args:
-        positive: bool (rows,), at least one row.
-        scores: (rows,), without NaN.
-        groups: integers (rows,).
+        positive: bool array of shape (rows,), with at least one row.
+        scores: array of shape (rows,), without NaN.
+        groups: int array of shape (rows,).
 
     Returns:
-        Three int64 (groups,), in increasing order of the group's id.
+        Tuple of three int64 arrays of shape (groups,), in increasing order of the groups' ids: the
+        positives, the negatives, and twice the number of rightly ordered pairs, where a tie is half
+        a pair.
     """
     # Two sorts are faster than `np.lexsort`, because the first need not be stable.
     order = np.argsort(scores)
@@ -125,7 +129,7 @@ def _count_pairs(positive, scores, groups):
     new_group = np.append(True, groups[1:] != groups[:-1])
     new_score = np.append(True, scores[1:] != scores[:-1])
 
-    # A tie: all rows of one group with one score, most often a single row.
+    # A tie is all rows of one group with one score, which is mostly a single row.
     tie_starts = np.flatnonzero(new_group | new_score)
     tie_positives = np.add.reduceat(positive, tie_starts)
     tie_negatives = np.diff(tie_starts, append=len(positive)) - tie_positives
@@ -134,15 +138,15 @@ def _count_pairs(positive, scores, groups):
     positives = np.add.reduceat(tie_positives, group_starts)
     negatives = np.add.reduceat(tie_negatives, group_starts)
 
-    # Negatives below a tie are counted from the first group on, then those of the groups before
-    # its own are taken off again.
+    # Negatives below a tie are counted from the first group on. Those of earlier groups are
+    # subtracted at the end.
     below = np.cumsum(tie_negatives) - tie_negatives
     twice_ordered = np.add.reduceat(tie_positives * (2 * below + tie_negatives), group_starts)
     return positives, negatives, twice_ordered - 2 * positives * below[group_starts]
 
 
 def _columns(**columns):
-    """The columns as arrays of one length, checked as the public docstrings promise."""
+    """Turns columns into arrays, and checks them as the public docstrings promise."""
     columns = {name: np.asarray(values) for name, values in columns.items()}
     for name, values in columns.items():
         if values.ndim != 1:

@@ -1,4 +1,4 @@
-"""Adam that touches only the embedding rows of the batch."""
+"""Adam that updates only those rows of embedding tables that a batch looks up."""
 
 import keras
 import tensorflow as tf
@@ -6,21 +6,37 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class LazyAdam(keras.optimizers.Adam):
-    """Adam whose step moves the rows that the batch looks up, not the table.
+    """Adam that moves the embedding rows of a batch and leaves the others alone.
 
-    For a gradient that is `tf.IndexedSlices`, only its rows' moments decay and only its rows move;
-    a step that touches every row equals `keras.optimizers.Adam`'s. Dense gradients are Adam's own.
+    Of a variable whose gradient is `tf.IndexedSlices`, as an embedding table's is, a step updates
+    only the rows of the gradient and only their moments. Where the gradient has every row, the step
+    equals that of `keras.optimizers.Adam`, and so does every step of a dense gradient.
 
-    `clipnorm` and `global_clipnorm` bound the norms of the step's gradients: summed over replicas
-    and over the lookups of a row, as Adam's would be if tables' gradients were dense.
+    Clipping applies to the gradients of the whole step, after they are summed over replicas and
+    over all lookups of a row, just as if gradients of tables were dense.
 
     Args:
-        As `keras.optimizers.Adam`, without `amsgrad`, and without `weight_decay`, `clipvalue`,
-        `gradient_accumulation_steps`, `use_ema` and `loss_scale_factor`, which would touch whole
-        tables or fail on sparse gradients.
+        learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`. Step size.
+            Defaults to `0.001`.
+        name: str. Name of the optimizer. Defaults to `"lazy_adam"`.
+        beta_1: float. Decay rate of the first moments. Defaults to `0.9`.
+        beta_2: float. Decay rate of the second moments. Defaults to `0.999`.
+        epsilon: float. Added to the root of the second moment, by which the first is divided.
+            Defaults to `1e-7`.
+        clipnorm: float or `None`. The most that the norm of each variable's gradient may be. If
+            `None`, these are not clipped. Defaults to `None`.
+        global_clipnorm: float or `None`. The most that the norm of all gradients together may be.
+            If `None`, it is not clipped. Defaults to `None`.
+        **kwargs: Further arguments of `keras.optimizers.Adam`, except `amsgrad`, `weight_decay`,
+            `clipvalue`, `gradient_accumulation_steps`, `use_ema` and `loss_scale_factor`, which
+            would touch every row of a table or fail on sparse gradients.
 
     Raises:
-        ValueError: On one of those.
+        ValueError: If one of those arguments is given.
+
+    Example:
+
+    >>> model.compile(LazyAdam(1e-3, global_clipnorm=5.0), LogLoss())
     """
 
     _DENSE_ONLY = (
@@ -42,7 +58,7 @@ class LazyAdam(keras.optimizers.Adam):
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
 
     def _clip_gradients(self, grads):
-        # Keras asks before the sum over replicas, which has another norm than its parts.
+        # Keras clips before the sum over replicas, but it is the norm of the sum that counts.
         return grads
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
@@ -50,7 +66,7 @@ class LazyAdam(keras.optimizers.Adam):
         variables = [variable for _, variable in summed]
         gradients = [_sum_lookups(gradient, variable) for gradient, variable in summed]
         if self.global_clipnorm:
-            # Keras's own would make the gradients of tables dense.
+            # Keras's own clipping would make the gradients of tables dense.
             gradients, _ = tf.clip_by_global_norm(gradients, self.global_clipnorm)
         else:
             gradients = super()._clip_gradients(gradients)
@@ -71,7 +87,7 @@ class LazyAdam(keras.optimizers.Adam):
         self.assign_sub(variable, tf.IndexedSlices(alpha * m / (tf.sqrt(v) + self.epsilon), rows))
 
     def _moved(self, moment, rows, value, beta):
-        """Decays `rows` of a moment towards `value` in place; returns them."""
+        """Moves `rows` of a moment towards `value`, in place; returns their new values."""
         old = tf.gather(moment.value, rows)
         new = old + (value - old) * (1 - beta)
         self.assign(moment, tf.IndexedSlices(new, rows))
@@ -79,7 +95,7 @@ class LazyAdam(keras.optimizers.Adam):
 
 
 def _sum_lookups(gradient, variable):
-    """Sums a table's gradient over the lookups of each row; leaves a dense gradient as it is."""
+    """Sums the gradient of a table over the lookups of each row; a dense one stays as it is."""
     if not isinstance(gradient, tf.IndexedSlices):
         return gradient
     values = tf.cast(gradient.values, variable.dtype)
@@ -91,15 +107,16 @@ def _sum_duplicates(indices, values, table_rows):
     """Adds up the values of equal indices.
 
     Args:
-        indices: int (n,), in [0, table_rows).
-        values: (n, dim).
-        table_rows: Number of rows of the table.
+        indices: int tensor of shape (n,). In [0, table_rows).
+        values: float tensor of shape (n, dim).
+        table_rows: int. Number of rows of the table.
 
     Returns:
-        The distinct indices (k,) and the sum for each (k, dim).
+        Tuple of the distinct indices, of shape (k,), and their sums, of shape (k, dim).
     """
     if isinstance(tf.distribute.get_strategy(), tf.distribute.ParameterServerStrategy):
-        # Workers look each row up once, another number at each step: XLA would compile for each.
+        # Workers look each row up once, so that the number of rows changes from step to step, and
+        # XLA would compile for each number.
         distinct, position = tf.unique(indices)
         return distinct, tf.math.unsorted_segment_sum(values, position, tf.size(distinct))
     sums, is_last = _sum_at_last(indices, values, table_rows)
@@ -109,11 +126,13 @@ def _sum_duplicates(indices, values, table_rows):
 
 @tf.function(jit_compile=True, reduce_retracing=True)
 def _sum_at_last(indices, values, table_rows):
-    """Sums where each index occurs last, and where that is.
+    """Adds up the values of equal indices, at the position where the index occurs last.
+
+    Returns the sums, of shape (n, dim), and a bool of shape (n,) that tells these positions.
 
     The scratch vector has an int32 for each row of the table, an eighth of a table of dim 8.
-    `tf.unique` hashes on one thread and is slower up to tables of tens of millions of rows
-    (tools/benchmark_optimizer.py).
+    `tf.unique` hashes on one thread and is slower for tables of up to tens of millions of rows
+    (tools/benchmarks/optimizer.py).
     """
     count = tf.size(indices)
     position = tf.range(count)

@@ -1,6 +1,6 @@
-"""The schema of a request: everything that parses, embeds or serves one is derived from it.
+"""The schema of a request, from which everything that parses, embeds or serves one is derived.
 
-`schema.json` lies beside the records of a prepared data set and travels with every trained model.
+`schema.json` lies beside the records of a prepared data set and is copied to every trained model.
 """
 
 import dataclasses
@@ -37,16 +37,24 @@ class Table:
     """An embedding table, and how a raw value becomes one of its rows.
 
     Args:
-        name: Unique name.
-        kind: `"vocabulary"`: the values listed in `vocabularies/<name>.txt`, line i (from 0) is row
-            2 + i. `"hash"`: row 2 + Fingerprint64(value as text) mod (rows - 2), no file.
-            `"boundaries"`: a number x is row 2 + (how many of `boundaries` are <= x).
-        dtype: Of the raw values: `"int64"` or `"string"`; `"float32"` for `"boundaries"`.
-        rows: Number of rows, with row 0 (padding or missing) and row 1 (out of vocabulary).
-        dim: Width of an embedding.
-        boundaries: Increasing numbers, for `"boundaries"` only.
-        tiers: For vocabularies in the order of their popularity in training: the rows at which the
-            second, third, .. tier of popularity starts. Rows out of vocabulary are of the last.
+        name: str. Unique name of letters, digits, `_` and `-`.
+        kind: str. How a raw value finds its row. `"vocabulary"`: the value in line i (from 0) of
+            `vocabularies/<name>.txt` has row 2 + i. `"hash"`: a value has row
+            2 + Fingerprint64(value as text) mod (rows - 2), and there is no file. `"boundaries"`:
+            a number x has row 2 + (how many of `boundaries` are <= x).
+        dtype: str. Type of the raw values: `"int64"` or `"string"`, and `"float32"` for the kind
+            `"boundaries"`.
+        rows: int. Number of rows, including row 0 (padding or missing) and row 1 (out of
+            vocabulary).
+        dim: int. Width of an embedding. Defaults to `8`.
+        boundaries: tuple of floats. Increasing numbers, for the kind `"boundaries"` only. Defaults
+            to `()`.
+        tiers: tuple of ints. Of a vocabulary that is sorted by popularity in training: the rows at
+            which the second, third and further tiers of popularity start. Row 1, out of
+            vocabulary, belongs to the last tier. Defaults to `()`, which is one tier.
+
+    Raises:
+        ValueError: If an argument is wrong, or does not go with `kind`.
     """
 
     name: str
@@ -90,7 +98,9 @@ class Table:
 
     @property
     def missing(self):
-        """The raw value that stands for a missing one, and pads raw tensors; it is row 0."""
+        """int, str or float. The raw value of row 0: it is sent for a missing value and pads raw
+        tensors.
+        """
         return _MISSING[self.dtype]
 
 
@@ -99,12 +109,16 @@ class Feature:
     """A column of a request.
 
     Args:
-        name: Unique name, the key in records, Keras inputs and serving requests.
-        group: `"user"` or `"context"`, shape (batch,); `"candidate"`, (batch, candidates);
-            `"history"`, (batch, length), oldest first; `"behavior"`, of the same shape: what is
-            known of behaviors and of no candidate; not embedded, models take its rows by name.
-        table: Name of its table. A history feature names the table of the candidate (or context)
+        name: str. Unique name, which is the key in records, Keras inputs and serving requests.
+        group: str. `"user"` or `"context"`: one value per request, of shape (batch,).
+            `"candidate"`: of shape (batch, candidates). `"history"`: of shape (batch, length),
+            oldest behavior first. `"behavior"`: of the same shape, for what is known of behaviors
+            but of no candidate; it is not embedded, and models that use it look it up by name.
+        table: str. Name of its table. A history feature has the table of the candidate (or context)
             feature that it is compared with.
+
+    Raises:
+        ValueError: If the name is reserved or there is no such group.
     """
 
     name: str
@@ -123,15 +137,22 @@ class Feature:
 class Schema:
     """What a request holds.
 
-    A candidate or behaviour is real if its first feature is not 0; all others are padding.
+    The first candidate feature and the first history feature are keys: a candidate or a behavior is
+    real where its key is not 0, and padding elsewhere.
 
     Args:
-        name: Of the data set.
-        features: `Feature`s; the first candidate and first history feature are the keys above.
-        tables: `Table`s.
-        history_length: Longest history, in behaviours.
-        directory: Where `vocabularies/` lies; needed for export only, not saved.
-        negative_rate: Share of the negatives (label 0) that the data set kept, in every split.
+        name: str. Name of the data set.
+        features: sequence of `Feature`s. The features of a request, in the order that inputs and
+            signatures have them.
+        tables: sequence of `Table`s. The tables that the features name.
+        history_length: int. Largest number of behaviors in a history.
+        directory: str or `None`. Directory of `vocabularies/`, which export needs. It is not saved.
+            Defaults to `None`.
+        negative_rate: float. Share of the negatives (label 0) that the data set kept, in (0, 1],
+            the same in every split. Defaults to `1.0`.
+
+    Raises:
+        ValueError: If the features and tables do not go together, or a number is out of its range.
     """
 
     name: str
@@ -174,15 +195,40 @@ class Schema:
                 )
 
     def group(self, *groups):
-        """The features of the given groups, in the schema's order."""
+        """The features of some groups, in the schema's order.
+
+        Args:
+            *groups: str. One or more of `GROUPS`.
+
+        Returns:
+            tuple of `Feature`s.
+        """
         return tuple(f for f in self.features if f.group in groups)
 
     def table(self, name):
-        """The table of that name."""
+        """The table of a name.
+
+        Args:
+            name: str. Name of a table.
+
+        Returns:
+            `Table`.
+        """
         return next(table for table in self.tables if table.name == name)
 
     def target_of(self, history_feature):
-        """The candidate (else context) feature that shares a history feature's table."""
+        """The feature that a history feature is compared with, because they share a table.
+
+        Args:
+            history_feature: `Feature`. A feature of the group `"history"`.
+
+        Returns:
+            `Feature` of the group `"candidate"`, or of `"context"` if no candidate feature has the
+            table.
+
+        Raises:
+            ValueError: If there is none.
+        """
         for group in ("candidate", "context"):
             for feature in self.group(group):
                 if feature.table == history_feature.table:
@@ -193,40 +239,64 @@ class Schema:
         )
 
     def candidate_features_of_history(self):
-        """dict of the history features that are compared with a candidate's: name to its name."""
+        """Which history features are compared with a feature of the candidates.
+
+        Returns:
+            dict of the candidate feature's name by the history feature's name.
+        """
         targets = {f.name: self.target_of(f) for f in self.group("history")}
         return {name: f.name for name, f in targets.items() if f.group == "candidate"}
 
     @property
     def candidate_key(self):
-        """Name of the feature that is 0 where a candidate is padding."""
+        """str. Name of the feature that is 0 where a candidate is padding."""
         return self.group("candidate")[0].name
 
     @property
     def embedded_features(self):
-        """All features but those of the behaviors alone."""
+        """tuple of `Feature`s. All features but those of the group `"behavior"`."""
         return self.group("user", "context", "candidate", "history")
 
     @property
     def history_key(self):
-        """Name of the feature that is 0 where a behaviour is padding."""
+        """str. Name of the feature that is 0 where a behavior is padding."""
         return self.group("history")[0].name
 
     def key_of(self, feature):
-        """Name of the feature whose values are as many as a list's; `None` of user and context."""
+        """The feature that tells the real entries of a feature's list from padding.
+
+        Args:
+            feature: `Feature`. Any feature of the schema.
+
+        Returns:
+            str, `history_key` or `candidate_key`; `None` for a user or context feature, which is no
+            list.
+        """
         if feature.group in ("history", "behavior"):
             return self.history_key
         return self.candidate_key if feature.group == "candidate" else None
 
     def with_dim(self, dim):
-        """The same schema with every table `dim` wide; `None` keeps the widths."""
+        """The same schema with another width of all embeddings.
+
+        Args:
+            dim: int or `None`. Width of every table. If `None`, widths stay as they are.
+
+        Returns:
+            `Schema`.
+        """
         if dim is None:
             return self
         tables = tuple(dataclasses.replace(table, dim=dim) for table in self.tables)
         return dataclasses.replace(self, tables=tables)
 
     def digest(self):
-        """Hexadecimal digits that differ where the same row may mean another raw value."""
+        """Fingerprint of what the rows of the tables mean.
+
+        Returns:
+            str of hexadecimal digits. Two schemas whose digests are equal give the same raw value
+            the same row.
+        """
         config = self.get_config()
         meaning = hashlib.sha256(
             json.dumps([config["features"], config["tables"]], sort_keys=True).encode()
@@ -239,7 +309,12 @@ class Schema:
     # What is derived
 
     def record_spec(self):
-        """Parse spec of a prepared record: lists are little-endian int32 (label: float32) bytes."""
+        """Parse spec of a prepared record.
+
+        Returns:
+            dict of `tf.io.FixedLenFeature` by name. A list is a string of bytes: little-endian
+            int32, or float32 for the label.
+        """
         spec = {LABEL: tf.io.FixedLenFeature((), tf.string)}
         spec[GROUP_ID] = tf.io.FixedLenFeature((), tf.int64)
         for feature in self.features:
@@ -248,20 +323,33 @@ class Schema:
         return spec
 
     def keras_inputs(self):
-        """dict of symbolic int32 inputs: rows of the tables, ready to embed."""
+        """Symbolic inputs of a model: rows of the tables, ready to embed.
+
+        Returns:
+            dict of int32 `keras.KerasTensor` by feature name.
+        """
         return {
             f.name: keras.Input(self._shape(f), dtype="int32", name=f.name) for f in self.features
         }
 
     def serving_signature(self):
-        """dict of `tf.TensorSpec`s of the raw values, as a serving request names them."""
+        """Raw values as a serving request names them.
+
+        Returns:
+            dict of `tf.TensorSpec` by feature name.
+        """
         return {
             f.name: tf.TensorSpec((None, *self._shape(f)), self.table(f.table).dtype, name=f.name)
             for f in self.features
         }
 
     def serving_spec(self):
-        """Parse spec of a serving `tf.Example` with raw values; what is absent is missing."""
+        """Parse spec of a serving `tf.Example` with raw values, in which features may be absent.
+
+        Returns:
+            dict of `tf.io.RaggedFeature` (lists) or `tf.io.FixedLenFeature` by feature name. An
+            absent value is a missing one.
+        """
         spec = {}
         for feature in self.features:
             table = self.table(feature.table)
@@ -278,7 +366,11 @@ class Schema:
     # To and from JSON
 
     def get_config(self):
-        """A JSON-ready dict without `directory`."""
+        """The schema as JSON can hold it.
+
+        Returns:
+            dict of all arguments but `directory`.
+        """
         config = dataclasses.asdict(self)
         del config["directory"]
         for table in config["tables"]:
@@ -288,7 +380,15 @@ class Schema:
 
     @classmethod
     def from_config(cls, config, directory=None):
-        """The schema of a `get_config` dict."""
+        """The schema of a config.
+
+        Args:
+            config: dict. As `get_config` returns it.
+            directory: str or `None`. As in `Schema`. Defaults to `None`.
+
+        Returns:
+            `Schema`.
+        """
         return cls(
             **{
                 **config,
@@ -299,13 +399,23 @@ class Schema:
         )
 
     def save(self, directory):
-        """Writes `schema.json` into `directory`."""
+        """Writes `schema.json`.
+
+        Args:
+            directory: str or `pathlib.Path`. Existing directory to write it to.
+        """
         path = pathlib.Path(directory) / FILE_NAME
         path.write_text(json.dumps(self.get_config(), indent=1) + "\n")
 
     @classmethod
     def load(cls, directory):
         """Reads `schema.json` of a prepared data set or trained model.
+
+        Args:
+            directory: str or `pathlib.Path`. Directory of the data set or model.
+
+        Returns:
+            `Schema`.
 
         Raises:
             FileNotFoundError: If there is none.
@@ -323,10 +433,25 @@ class Schema:
             raise ValueError(f"{path} is not a schema: {error}") from error
 
     def vocabulary_path(self, table):
-        """Path of a table's vocabulary file, one raw value a line, row 2 first."""
+        """Path of a table's vocabulary file, with one raw value per line from row 2 on.
+
+        Args:
+            table: `Table`. A table of the kind `"vocabulary"`.
+
+        Returns:
+            str.
+        """
         return vocabulary_path(self.directory, table.name)
 
 
 def vocabulary_path(directory, table_name):
-    """`directory`/vocabularies/`table_name`.txt"""
+    """Path of a vocabulary file, `<directory>/vocabularies/<table_name>.txt`.
+
+    Args:
+        directory: str or `pathlib.Path`. Directory of a prepared data set or trained model.
+        table_name: str. Name of a table.
+
+    Returns:
+        str.
+    """
     return str(pathlib.Path(directory) / "vocabularies" / f"{table_name}.txt")

@@ -2,31 +2,41 @@
 
     python tools/measure_fusion.py --model_dir=runs/taobao_hierdiffuse
 
-1. How near the consistency sampler's h^fusion, of 1, 2 and 4 evaluations, comes to that of DDPM
-   with all T steps: the mean over users of the cosine, beside that of two runs of DDPM with
-   different noise, which is as near as one sample comes to another, and that of two users.
-2. Whether the guidance matters: the split's AUC as it is, with the short-term interests of another
-   user, and with none.
+1. How near does h^fusion of the consistency sampler, with 1, 2 and 4 evaluations, come to that of
+   DDPM with all T steps? Printed is the mean over users of the cosine. Beside it stand the cosine
+   of two runs of DDPM with different noise, which is as near as one sample comes to another, and
+   that of two users.
+2. Does the guidance matter? Printed is the AUC of the split as it is, with the short-term interests
+   of another user, and with none.
 
-All samplers start as the model does. Prints Markdown.
+All samplers start where the model's sampler does.
 """
 
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 
-from tfrec_diffusion import metrics
+from tfrec_diffusion import command, metrics
 from tfrec_diffusion.diffusion.fusion import DiffusionFusion
-from tfrec_diffusion.runs import load_run
-
-MODEL_DIR = flags.DEFINE_string("model_dir", None, "of a trained HierDiffuse", required=True)
-DATA_DIR = flags.DEFINE_string("data_dir", None, "default: where the model was trained from")
-SPLIT = flags.DEFINE_string("split", "test", "a split of the data set")
-USERS = flags.DEFINE_integer("users", 500, "to sample for", 2)
-SEED = flags.DEFINE_integer("seed", 0, "of the noise, and of who gets whose interests")
+from tfrec_diffusion.training.run_directory import RunDirectory
 
 _EVALUATIONS = (1, 2, 4)
+
+
+def define_flags(values):
+    flags.DEFINE_string(
+        "model_dir", None, "directory of a trained HierDiffuse", required=True, flag_values=values
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "of prepared data sets; default: where the model was trained from",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_string("split", "test", "a split of the data set", flag_values=values)
+    flags.DEFINE_integer("users", 500, "users to sample for", 2, flag_values=values)
+    flags.DEFINE_integer(
+        "seed", 0, "seed of the noise, and of who gets whose interests", flag_values=values
+    )
 
 
 def fusion_of(model):
@@ -39,22 +49,28 @@ def fusion_of(model):
         if isinstance(layer, DiffusionFusion):
             return layer
     raise ValueError(
-        f"{MODEL_DIR.value} must hold a HierDiffuse that diffuses: {model.name} does not"
+        f"`model_dir` must hold a HierDiffuse that diffuses. Received: a model {model.name}"
     )
 
 
 def cosine(a, b):
-    """Mean over rows of the cosine."""
+    """The mean over rows of the cosine of two arrays."""
     a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b))
     return (a * b).sum(axis=-1).mean()
 
 
-def convergence(fusion, interest, conditions, weights):
-    """Rows of the first table: name and cosine.
+def convergence(fusion, interest, conditions, weights, seed):
+    """Compares samplers.
 
     Args:
         fusion: `DiffusionFusion`.
-        interest, conditions, weights: As it takes them, arrays of the users to sample for.
+        interest: array. The call argument of `fusion`, of the users to sample for.
+        conditions: array. As `interest`.
+        weights: array. As `interest`.
+        seed: int. Seed of the noise.
+
+    Yields:
+        str and float: what is compared, and the cosine.
     """
     steps = fusion.num_train_steps if fusion.start_step is None else fusion.start_step
 
@@ -62,13 +78,13 @@ def convergence(fusion, interest, conditions, weights):
     def run(chain, noise):
         return fusion.denoise(interest, conditions, weights, noise, chain)
 
-    def sample(name, count, seed):
-        noise = tf.random.stateless_normal((count + 1, *interest.shape), (SEED.value, seed))
+    def sample(name, count, run_number):
+        noise = tf.random.stateless_normal((count + 1, *interest.shape), (seed, run_number))
         if name == "tcc":
             noise = fusion.inference_noise(count + 1)
         return run(fusion.make_chain(name, count, steps), noise).numpy()
 
-    ddpm = [sample("ddpm", steps, seed) for seed in range(2)]
+    ddpm = [sample("ddpm", steps, run_number) for run_number in range(2)]
     for count in _EVALUATIONS:
         name = f"TCC of {count} and DDPM of {steps} evaluations"
         yield name, cosine(sample("tcc", count, 0), ddpm[0])
@@ -78,10 +94,18 @@ def convergence(fusion, interest, conditions, weights):
 
 
 def aucs(model, fusion, data, split, changes):
-    """AUC of a split by name, each change applied to the guidance of all its requests.
+    """The AUC of a split when the guidance of its requests is changed.
 
     Args:
-        changes: dict of functions of all requests' conditions and weights by name.
+        model: `HierDiffuse`.
+        fusion: `DiffusionFusion` of the model.
+        data: `RequestData`.
+        split: str. A split of the data set.
+        changes: dict by name of callables from the conditions and weights of all requests to
+            changed ones.
+
+    Yields:
+        str and float: the name of a change, and the AUC.
     """
     until = keras.Model(model.input, fusion.input)
     # What of the model lies behind the fusion, with the fusion's result as one more input.
@@ -95,7 +119,7 @@ def aucs(model, fusion, data, split, changes):
 
 
 def scores(behind, fusion, batches, inputs):
-    """Labels and scores of the batches' real candidates, with these inputs of the fusion."""
+    """Labels and scores of the real candidates of batches, with given inputs of the fusion."""
     labels, predicted, start = [], [], 0
     for features, label, weight in batches:
         rows = slice(start, start + len(label))
@@ -108,7 +132,7 @@ def scores(behind, fusion, batches, inputs):
 
 
 def first_of_users(until, data, split, count):
-    """Inputs of the fusion for the first request with a history of `count` users."""
+    """The inputs of the fusion for `count` users: for the first request of each with a history."""
     seen, parts = set(), []
     for features, _, _, group_id in data.batches(split, with_group_id=True):
         inputs = until.predict_on_batch(features)
@@ -123,15 +147,16 @@ def first_of_users(until, data, split, count):
     return [np.concatenate(x)[:count] for x in zip(*parts, strict=True)]
 
 
-def main(_):
-    model, data = load_run(MODEL_DIR.value, DATA_DIR.value)
+def main(values):
+    model, data = RunDirectory(values.model_dir).load_run(values.data_dir)
     fusion = fusion_of(model)
-    users = first_of_users(keras.Model(model.input, fusion.input), data, SPLIT.value, USERS.value)
-    print(f"| h^fusion of {len(users[0])} users of {SPLIT.value} | cosine |\n|---|---:|")
-    for name, value in convergence(fusion, *users):
+    until = keras.Model(model.input, fusion.input)
+    users = first_of_users(until, data, values.split, values.users)
+    print(f"| h^fusion of {len(users[0])} users of {values.split} | cosine |\n|---|---:|")
+    for name, value in convergence(fusion, *users, values.seed):
         print(f"| {name} | {value:.4f} |", flush=True)
 
-    rng = np.random.default_rng(SEED.value)
+    rng = np.random.default_rng(values.seed)
 
     def of_another(conditions, weights):
         order = rng.permutation(len(conditions))
@@ -142,10 +167,10 @@ def main(_):
         "of another user": of_another,
         "none": lambda conditions, weights: (conditions, np.zeros_like(weights)),
     }
-    print(f"\n| short-term interests, {SPLIT.value} | AUC |\n|---|---:|")
-    for name, value in aucs(model, fusion, data, SPLIT.value, changes):
+    print(f"\n| short-term interests, {values.split} | AUC |\n|---|---:|")
+    for name, value in aucs(model, fusion, data, values.split, changes):
         print(f"| {name} | {value:.4f} |", flush=True)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main, define_flags)

@@ -1,19 +1,19 @@
-"""Draws what DiffuMIN makes of users' histories (section 4.6, figure 3), one panel a user.
+"""Draws what DiffuMIN makes of users' histories (section 4.6, figure 3), one panel for each user.
 
     python tools/plot_interests.py --model_dir=runs/kuairand_diffumin --picture=interests.png
 
-A user is a request of `--split` with its first clicked candidate: the requests that `--users`
-numbers, from 0, or else clicked ones with the longest histories. What is drawn lies beside the
-picture as CSV. Needs scikit-learn and matplotlib.
+A user is a request of `--split` with its first clicked candidate. `--users` gives the numbers of
+requests, from 0; without it, those clicked requests are drawn that have the longest histories. What
+is drawn is also written as CSV beside the picture. This tool needs scikit-learn and matplotlib.
 
 Only directions are drawn. Channels have length 1, means of behaviors are short, and generated
-interests are as long as sampling leaves them; t-SNE of these would show the lengths. So all vectors
-are scaled to length 1, where the squared distance that t-SNE looks at is 2 - 2 cosine. It keeps
-neighborhoods: that two points lie together means something, how far groups lie apart does not. The
-cosines themselves stand below each panel.
+interests are as long as sampling leaves them: t-SNE of these vectors would show the lengths. So all
+vectors are scaled to length 1, where the squared distance that t-SNE looks at is 2 - 2 cosine.
+t-SNE keeps neighborhoods: it means something that two points lie together, but not how far groups
+lie apart. The cosines themselves stand below each panel.
 
-The search is the first stage of TWIN in spirit: the model's own filter, the top 20% by default, by
-the score against the target alone. It searches the same trained embeddings, so that the picture
+The search is like the first stage of TWIN: the model's own filter, by default the top 20%, by the
+score against the target alone. It searches the same trained embeddings, so that the picture
 compares two ways to select and not two trainings.
 """
 
@@ -23,22 +23,16 @@ import keras
 import matplotlib
 import numpy as np
 import pandas as pd
-from absl import app, flags
+from absl import flags
 from keras import ops
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
+from tfrec_diffusion import command
 from tfrec_diffusion.layers.multi_interest import MultiInterestExtractor
 from tfrec_diffusion.layers.routing import TopRouting
 from tfrec_diffusion.models import DiffuMIN
-from tfrec_diffusion.runs import load_run
-
-MODEL_DIR = flags.DEFINE_string("model_dir", None, "of a trained DiffuMIN", required=True)
-DATA_DIR = flags.DEFINE_string("data_dir", None, "default: where the model was trained from")
-SPLIT = flags.DEFINE_string("split", "test", "a split of the data set")
-USERS = flags.DEFINE_list("users", None, "numbers of requests in the split, from 0")
-COUNT = flags.DEFINE_integer("count", 2, "panels, where --users is not given", 1)
-PICTURE = flags.DEFINE_string("picture", "interests.png", "file to write; its data: .csv beside it")
+from tfrec_diffusion.training.run_directory import RunDirectory
 
 _GRAY, _FAINT = "0.7", "0.85"
 _COLORS = [color for i, color in enumerate(matplotlib.color_sequences["tab10"]) if i != 7]  # gray
@@ -51,8 +45,36 @@ _STYLES = {  # of `scatter`, by kind, the lowest first
 }
 
 
+def define_flags(values):
+    flags.DEFINE_string(
+        "model_dir", None, "directory of a trained DiffuMIN", required=True, flag_values=values
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "of prepared data sets; default: where the model was trained from",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_string("split", "test", "a split of the data set", flag_values=values)
+    flags.DEFINE_list("users", None, "numbers of requests in the split, from 0", flag_values=values)
+    flags.DEFINE_integer(
+        "count", 2, "number of panels, where --users is not given", 1, flag_values=values
+    )
+    flags.DEFINE_string(
+        "picture", "interests.png", "file to write; its data go beside it as CSV",
+        flag_values=values,
+    )  # fmt: skip
+
+
 def longest_clicked(data, split, count):
-    """Numbers of `count` requests: clicked ones first, by the length of their history."""
+    """The numbers of the clicked requests with the longest histories.
+
+    Args:
+        data: `RequestData`.
+        split: str. A split of the data set.
+        count: int. How many requests. If fewer were clicked, others follow.
+
+    Returns:
+        int array of shape (count,).
+    """
     lengths = []
     for features, label, _ in data.batches(split):
         length = np.count_nonzero(features[data.schema.history_key], axis=1)
@@ -61,7 +83,19 @@ def longest_clicked(data, split, count):
 
 
 def read(data, split, number):
-    """A request: its features as a batch of one, and its labels (candidates,)."""
+    """Reads a request.
+
+    Args:
+        data: `RequestData`.
+        split: str. A split of the data set.
+        number: int. Number of the request in the split, from 0.
+
+    Returns:
+        dict of its features as a batch of one, and its labels, an array of shape (candidates,).
+
+    Raises:
+        ValueError: If there is no such request, or it has no behaviors.
+    """
     if not 0 <= number < data.num_requests(split):
         raise ValueError(
             f"--users must be in [0, {data.num_requests(split)}) for {split}. Received: {number}"
@@ -73,7 +107,7 @@ def read(data, split, number):
 
 
 def inner_model(model):
-    """A model from requests to the tensors inside a DiffuMIN."""
+    """A model that returns tensors inside a DiffuMIN, by name, for requests."""
     extractor = model.get_layer("diffumin.extractor")
     history, channels, target, history_mask = extractor.input
     outputs = {
@@ -92,11 +126,16 @@ def inner_model(model):
 def interests(model, features, candidate):
     """The vectors of one request and candidate.
 
+    Args:
+        model: `DiffuMIN`.
+        features: dict of tensors: a batch of one request.
+        candidate: int. Number of the candidate in the request.
+
     Returns:
-        The predicted probability, and a table with a row for each vector: `kind`, a key of
-        `_STYLES`; `channels`, the numbers, from 1, of those that keep a behavior, or the vector's
-        own; `searched`, whether the search keeps it; `vector`, of length 1. Channels that keep
-        nothing have no rows.
+        The predicted probability, and a `pandas.DataFrame` with a row for each vector: `kind` is a
+        key of `_STYLES`; `channels` are the numbers, from 1, of the channels that keep a behavior,
+        or the number of the vector's own channel; `searched` says whether the search keeps the
+        behavior; `vector` has length 1. Channels that keep nothing have no rows.
     """
     inner = inner_model(model)(features)
     history, target = (ops.cast(inner[name], "float32") for name in ("history", "target"))
@@ -137,7 +176,7 @@ def of_channel(table, channel):
 
 
 def compare_selections(table):
-    """How many behaviors the channels and the search keep, and how near those lie."""
+    """How many behaviors the channels and the search keep, and how near to each other they are."""
     behaviors = table[table["kind"] == "behavior"]
     vectors = np.stack(behaviors["vector"])
     (target,) = table.loc[table["kind"] == "target", "vector"]
@@ -207,17 +246,17 @@ def draw(axes, table, num_channels):
     axes.set_xlabel("\n\n".join(texts), family="monospace", size=9)
 
 
-def main(_):
-    model, data = load_run(MODEL_DIR.value, DATA_DIR.value)
+def main(values):
+    model, data = RunDirectory(values.model_dir).load_run(values.data_dir)
     if not isinstance(model, DiffuMIN):
         raise ValueError(f"--model_dir must hold a DiffuMIN. Received: {type(model).__name__}")
-    numbers = [int(n) for n in USERS.value or longest_clicked(data, SPLIT.value, COUNT.value)]
+    numbers = [int(n) for n in values.users or longest_clicked(data, values.split, values.count)]
     num_channels = model.get_layer("diffumin.channels").output.shape[2]
     figure = Figure(figsize=(6.2 * len(numbers), 8.5), layout="constrained")
     panels = figure.subplots(1, len(numbers), squeeze=False)[0]
     drawn = []
     for number, axes in zip(numbers, panels, strict=True):
-        features, label = read(data, SPLIT.value, number)
+        features, label = read(data, values.split, number)
         candidate = int(label.argmax())
         probability, table = interests(model, features, candidate)
         table = place(table)
@@ -231,12 +270,12 @@ def main(_):
     markers = panels[0].get_legend_handles_labels()
     style = {"markerscale": 0.8, "labelspacing": 0.9, "fontsize": 9, "frameon": False}
     figure.legend(*markers, loc="outside lower center", ncols=2, **style)
-    figure.savefig(PICTURE.value, dpi=120)
+    figure.savefig(values.picture, dpi=120)
     table = pd.concat(drawn)
     table["channels"] = [" ".join(map(str, channels)) for channels in table["channels"]]
-    table.to_csv(pathlib.Path(PICTURE.value).with_suffix(".csv"), index=False)
-    print(f"{PICTURE.value}: requests {', '.join(map(str, numbers))} of {SPLIT.value}")
+    table.to_csv(pathlib.Path(values.picture).with_suffix(".csv"), index=False)
+    print(f"{values.picture}: requests {', '.join(map(str, numbers))} of {values.split}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main, define_flags)

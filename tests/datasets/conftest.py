@@ -3,15 +3,35 @@
 import hashlib
 import pathlib
 
+import numpy as np
 import pytest
-import tensorflow_datasets as tfds
+import tensorflow as tf
 
 from tfrec_diffusion import schema as schema_lib
 from tfrec_diffusion.datasets import tables
 
 
-@pytest.fixture
-def read_requests():
+@pytest.fixture(scope="session")
+def read_records():
+    """`read_records(directory, split)`: dicts of integers and arrays, as the records hold them."""
+
+    def decoded(name, entry):
+        if entry.int64_list.value:
+            return entry.int64_list.value[0]
+        dtype = np.dtype("<f4" if name == schema_lib.LABEL else "<i4")
+        return np.frombuffer(entry.bytes_list.value[0], dtype)
+
+    def read(directory, split):
+        (shard,) = pathlib.Path(directory).glob(f"*-{split}.tfrecord-00000-of-00001")
+        records = tf.data.TFRecordDataset(str(shard)).as_numpy_iterator()
+        features = (tf.train.Example.FromString(record).features.feature for record in records)
+        return [{name: decoded(name, entry) for name, entry in of.items()} for of in features]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def read_requests(read_records):
     """`read_requests(directory, split)`: dicts of raw values; None is missing, "?" unknown.
 
     Values of tables without a vocabulary file stay rows.
@@ -27,12 +47,12 @@ def read_requests():
                 )
                 convert = int if table.dtype == "int64" else str
                 values[table.name] = [None, "?", *map(convert, lines[:-1])]
-        examples = tfds.builder_from_directory(str(directory)).as_dataset(split=split)
         requests = []
-        for example in examples.as_numpy_iterator():
-            request = {"label": example["label"].tolist(), "group_id": int(example["group_id"])}
+        for record in read_records(directory, split):
+            request = {"label": record["label"].tolist(), "group_id": record["group_id"]}
             for feature in schema.features:
-                rows = example[feature.name].tolist()
+                rows = record[feature.name]
+                rows = rows if isinstance(rows, int) else rows.tolist()
                 if feature.table in values:
                     decode = values[feature.table].__getitem__
                     rows = decode(rows) if isinstance(rows, int) else [decode(row) for row in rows]
@@ -43,7 +63,7 @@ def read_requests():
     return read
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def digests():
     """`digests(directory)`: hash of each file below a directory."""
 
@@ -73,7 +93,7 @@ def taobao_in_parts(tmp_path, monkeypatch):
     return raw_dir
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def samples():
     """Directory of the real samples; skips the test where they are absent."""
     path = pathlib.Path(__file__).parents[3] / "shared" / "data"

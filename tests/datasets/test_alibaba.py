@@ -1,5 +1,6 @@
 import bisect
 import collections
+import functools
 import gzip
 import pathlib
 
@@ -7,10 +8,11 @@ import numpy as np
 import pytest
 
 from tfrec_diffusion import schema as schema_lib
-from tfrec_diffusion.datasets import requests, tables
-from tfrec_diffusion.prepare import _report, prepare
+from tfrec_diffusion.datasets import tables
+from tfrec_diffusion.datasets.preparation import Preparation, prepare
+from tfrec_diffusion.prepared_directory import PreparedDirectory
 
-ANY_ROWS = requests.Preparation(max_bad_rows=1)
+ANY_ROWS = Preparation(max_bad_rows=1)
 # Midnights in China (UTC+8).
 MAY_6, MAY_12, MAY_13 = 1494000000, 1494518400, 1494604800
 APRIL_22, MAY_14 = 1492790400, 1494691200
@@ -60,27 +62,35 @@ FILES = {
 }
 
 
+def prepare_files(
+    directory, opener=open, suffix="", *, min_count=1, preparation=ANY_ROWS, **changes
+):
+    raw_dir = directory / f"raw{len(list(directory.iterdir()))}"
+    raw_dir.mkdir()
+    for file, content in FILES.items():
+        content = changes.pop(file.removesuffix(".csv"), content)
+        with opener(raw_dir / (file + suffix), "wt") as stream:
+            stream.write(content)
+    return prepare(
+        "alibaba",
+        raw_dir=raw_dir,
+        data_dir=f"{raw_dir}_data",
+        preparation=preparation,
+        min_count=min_count,
+        **changes,
+    )
+
+
 @pytest.fixture
 def prepared(tmp_path):
     """`prepared(name=content, **options)`: directory of the requests of hand-written files."""
+    return functools.partial(prepare_files, tmp_path)
 
-    def make(opener=open, suffix="", *, min_count=1, preparation=ANY_ROWS, **changes):
-        raw_dir = tmp_path / f"raw{len(list(tmp_path.iterdir()))}"
-        raw_dir.mkdir()
-        for file, content in FILES.items():
-            content = changes.pop(file.removesuffix(".csv"), content)
-            with opener(raw_dir / (file + suffix), "wt") as stream:
-                stream.write(content)
-        return prepare(
-            "alibaba",
-            raw_dir=raw_dir,
-            data_dir=f"{raw_dir}_data",
-            preparation=preparation,
-            min_count=min_count,
-            **changes,
-        )
 
-    return make
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """Directory of the requests of the files above, for tests that only read."""
+    return prepare_files(tmp_path_factory.mktemp("alibaba"))
 
 
 @pytest.fixture
@@ -101,12 +111,11 @@ def pairs(request):
 
 
 def reasons(directory, source):
-    dropped = _report(directory)["sources"][source]["dropped"]
+    dropped = PreparedDirectory(directory).report["sources"][source]["dropped"]
     return {reason: drop["rows"] for reason, drop in dropped.items()}
 
 
-def test_worked_out_by_hand(prepared, read):
-    directory = prepared()
+def test_worked_out_by_hand(directory, read):
     assert directory.parts[-2:] == ("alibaba", "1.0.0")
     train = read(directory, "train")
     assert train.keys() == {(7, 501), (3, 500), (3, 501), (3, 502)}
@@ -151,21 +160,19 @@ def test_worked_out_by_hand(prepared, read):
     assert train[3, 500]["history_age"] == [7, 2, 2]
 
 
-def test_days_part_at_midnight_in_china(prepared, read):
-    directory = prepared()
+def test_days_part_at_midnight_in_china(prepared, directory, read):
     # Ad 509 is in no training impression.
     assert read(directory, "validation").keys() == {(3, 500), (3, "?")}
     assert read(directory, "test").keys() == {(7, 500), (9, 501)}
     # A second later two impressions are in the next split, and training knows no ad 502.
     sample = SAMPLE.replace(f"{MAY_12 - 1}", f"{MAY_12}").replace(f"{MAY_13 - 1}", f"{MAY_13}")
-    directory = prepared(raw_sample=sample)
-    assert read(directory, "train").keys() == {(7, 501), (3, 500), (3, 501)}
-    assert read(directory, "validation").keys() == {(3, 500), (3, "?")}
-    assert read(directory, "test").keys() == {(7, 500), (9, 501), (3, "?")}
+    later = prepared(raw_sample=sample)
+    assert read(later, "train").keys() == {(7, 501), (3, 500), (3, 501)}
+    assert read(later, "validation").keys() == {(3, 500), (3, "?")}
+    assert read(later, "test").keys() == {(7, 500), (9, 501), (3, "?")}
 
 
-def test_an_ad_and_a_user_without_a_row(prepared, read):
-    directory = prepared()
+def test_an_ad_and_a_user_without_a_row(directory, read):
     request = read(directory, "validation")[3, "?"]
     assert (request["user"], request["occupation"], request["label"]) == (3, 0, [1.0])
     assert request["cate_id"] == request["brand"] == request["customer"] == [None]
@@ -177,8 +184,7 @@ def test_an_ad_and_a_user_without_a_row(prepared, read):
     assert pairs(request) == [(20, 30)]
 
 
-def test_vocabularies_see_no_later_day(prepared, read):
-    directory = prepared()
+def test_vocabularies_see_no_later_day(prepared, directory, read):
     schema = schema_lib.Schema.load(directory)
     # Category 23 and brand 38 come on 12 May, pid 430539_9999 and user 9 on 13 May.
     later = read(directory, "test")
@@ -204,8 +210,8 @@ def test_vocabularies_see_no_later_day(prepared, read):
     assert schema_lib.Schema.load(other).digest() == schema.digest()
 
 
-def test_label_rate_of_each_day_in_china(prepared):
-    splits = _report(prepared())["splits"]
+def test_label_rate_of_each_day_in_china(directory):
+    splits = PreparedDirectory(directory).report["splits"]
     # The impressions of 12 May are its first and its last second.
     assert {split: report["days"] for split, report in splits.items()} == {
         "train": {
@@ -253,10 +259,10 @@ def test_repeated_behaviors_count_once(prepared, read):
     assert reasons(directory, "behavior_log") == {"repeated": 2}
 
 
-def test_the_order_of_the_log_does_not_matter(prepared, digests):
+def test_the_order_of_the_log_does_not_matter(prepared, directory, digests):
     header, *lines = BEHAVIORS.splitlines(keepends=True)
-    one, other = digests(prepared()), digests(prepared(behavior_log=header + "".join(lines[::-1])))
-    assert one == other
+    other = prepared(behavior_log=header + "".join(lines[::-1]))
+    assert digests(other) == digests(directory)
 
 
 def test_equal_times_of_impressions(prepared, read):
@@ -272,7 +278,7 @@ def test_equal_times_of_impressions(prepared, read):
     assert pairs(train[3, 502]) == pairs(train[3, 500]) == [(20, 30), (20, 39), (21, 31)]
 
 
-def test_bad_rows_are_counted_with_line_or_content(prepared, digests):
+def test_bad_rows_are_counted_with_line_or_content(prepared, directory, digests):
     behaviors = [
         f"3,{APRIL_22 - 1},pv,20,30",
         f"3,{MAY_14},pv,20,30",
@@ -296,36 +302,36 @@ def test_bad_rows_are_counted_with_line_or_content(prepared, digests):
         f"3,{MAY_6},500,430539_1007,1,zero",
         f"3,{MAY_6},500,4305",
     ]
-    directory = prepared(
+    with_bad_rows = prepared(
         raw_sample=SAMPLE + "\n".join(impressions),
         ad_feature=ADS + ",20,1,11,30,10.0\n501,29,2,12,39,1.0\n505,1\n",
         user_profile=PROFILES + "x,0,5,2,4,1,3,0,2\n3,9,9,9,9,9,9,9,9\n",
         behavior_log=BEHAVIORS + "\n".join(behaviors),
     )
-    report = _report(directory)
+    report = PreparedDirectory(with_bad_rows).report
     assert {name: (s["read"], s["kept"]) for name, s in report["sources"].items()} == {
         "raw_sample": (17, 8),
         "ad_feature": (6, 3),
         "user_profile": (4, 2),
         "behavior_log": (19, 9),
     }
-    assert reasons(directory, "raw_sample") == {
+    assert reasons(with_bad_rows, "raw_sample") == {
         "clk is not a number": 1,
         "too few columns": 1,
         "no user or adgroup_id": 2,
         "time outside 6 to 13 May 2017 (UTC+8)": 2,
         "clk neither 0 nor 1, or nonclk not the other": 3,
     }
-    assert reasons(directory, "ad_feature") == {
+    assert reasons(with_bad_rows, "ad_feature") == {
         "too few columns": 1,
         "no adgroup_id": 1,
         "adgroup_id repeated": 1,
     }
-    assert reasons(directory, "user_profile") == {
+    assert reasons(with_bad_rows, "user_profile") == {
         "userid is not a number": 1,
         "userid repeated": 1,
     }
-    assert reasons(directory, "behavior_log") == {
+    assert reasons(with_bad_rows, "behavior_log") == {
         "cate is not a number": 1,
         "too few columns": 1,
         "too many columns": 1,
@@ -340,14 +346,14 @@ def test_bad_rows_are_counted_with_line_or_content(prepared, digests):
     assert report["raw_sample: ad without a row in ad_feature"] == 1
     assert report["raw_sample: user without a row in user_profile"] == 1
     # The usable rows give the same as alone.
-    one, other = digests(prepared()), digests(directory)
+    one, other = digests(directory), digests(with_bad_rows)
     assert one.pop("report.json") != other.pop("report.json")
     assert one == other
 
 
-def test_the_last_profile_column_without_its_blank(prepared, digests):
+def test_the_last_profile_column_without_its_blank(prepared, directory, digests):
     other = prepared(user_profile=PROFILES.replace("level \n", "level\n"))
-    assert digests(prepared()) == digests(other)
+    assert digests(other) == digests(directory)
 
 
 def test_a_missing_column_is_named(prepared):
@@ -355,13 +361,13 @@ def test_a_missing_column_is_named(prepared):
         prepared(user_profile=PROFILES.replace("occupation", "job"))
 
 
-def test_gzip_and_plain_give_the_same_bytes(prepared, digests):
-    assert digests(prepared()) == digests(prepared(gzip.open, ".gz"))
+def test_gzip_and_plain_give_the_same_bytes(prepared, directory, digests):
+    assert digests(prepared(gzip.open, ".gz")) == digests(directory)
 
 
 def test_too_many_bad_rows(prepared):
     repeated = "".join(BEHAVIORS.splitlines(keepends=True)[1:])
-    strict = requests.Preparation(max_bad_rows=0)
+    strict = Preparation(max_bad_rows=0)
     # What the log repeats is no bad row.
     directory = prepared(behavior_log=BEHAVIORS + repeated, preparation=strict)
     assert reasons(directory, "behavior_log") == {"repeated": 9}
@@ -379,10 +385,9 @@ def test_missing_raw_file(tmp_path, file):
         prepare("alibaba", raw_dir=tmp_path, data_dir=tmp_path / "data")
 
 
-def test_parts_of_users_make_no_difference(prepared, digests, monkeypatch):
-    whole = digests(prepared())
+def test_parts_of_users_make_no_difference(prepared, directory, digests, monkeypatch):
     monkeypatch.setattr(tables.Database, "part_rows", 2)
-    assert digests(prepared()) == whole
+    assert digests(prepared()) == digests(directory)
 
 
 def test_random_files_against_a_plain_loop(prepared, read_requests, monkeypatch):

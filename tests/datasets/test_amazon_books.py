@@ -5,8 +5,8 @@ import json
 import pytest
 
 from tfrec_diffusion import schema as schema_lib
-from tfrec_diffusion.datasets import requests
-from tfrec_diffusion.prepare import _report, prepare
+from tfrec_diffusion.datasets.preparation import Preparation, prepare
+from tfrec_diffusion.prepared_directory import PreparedDirectory
 
 DAY = 86400
 HISTORIES = {"A2": ["b1", "b2", "b3", "b4", "b5"], "A1": ["b5", "b4", "b3", "b2", "b1"]}
@@ -46,7 +46,7 @@ def prepared(tmp_path):
             (raw_dir / name).write_bytes(b"".join(line + b"\n" for line in lines))
         options = {"protocol": "last_behaviors", **options}
         arguments = {"raw_dir": raw_dir, "data_dir": f"{raw_dir}_data", **options}
-        preparation = requests.Preparation(max_bad_rows=1)
+        preparation = Preparation(max_bad_rows=1)
         return prepare("amazon_books", preparation=preparation, **arguments)
 
     return make
@@ -71,8 +71,8 @@ def test_requests(prepared, read_requests):
     assert (request["item"], request["category"]) == (["b1"], ["Art"])
     schema = schema_lib.Schema.load(directory)
     assert [table.dtype for table in schema.tables] == ["string"] * 3
-    assert _report(directory)["books without category"] == 1
-    assert _report(directory)["sources"]["metadata"]["dropped"] == {
+    assert PreparedDirectory(directory).report["books without category"] == 1
+    assert PreparedDirectory(directory).report["sources"]["metadata"]["dropped"] == {
         "book without a review": {"rows": 1, "places": ["meta_Books.json:5"]}
     }
 
@@ -107,7 +107,7 @@ def test_bad_reviews_are_counted_with_their_lines(prepared, read_requests):
     good = reviews(HISTORIES)
     content = [*good, *(line for lines in bad.values() for line in lines)]
     directory = prepared(content, metadata(CATEGORIES))
-    source = _report(directory)["sources"]["behaviors"]
+    source = PreparedDirectory(directory).report["sources"]["behaviors"]
     assert (source["read"], source["kept"]) == (len(content), len(good))
     assert {r: drop["rows"] for r, drop in source["dropped"].items()} == {
         reason: len(lines) for reason, lines in bad.items()
@@ -140,7 +140,7 @@ def test_bad_metadata_is_counted_with_its_lines(prepared, read_requests):
     good = metadata({book: of_book for book, of_book in CATEGORIES.items() if book != "other"})
     content = [*good, *(line for lines in bad.values() for line in lines)]
     directory = prepared(reviews(HISTORIES), content)
-    source = _report(directory)["sources"]["metadata"]
+    source = PreparedDirectory(directory).report["sources"]["metadata"]
     assert (source["read"], source["kept"]) == (len(content), len(good))
     assert {r: drop["rows"] for r, drop in source["dropped"].items()} == {
         reason: len(lines) for reason, lines in bad.items()
@@ -193,7 +193,7 @@ def test_real_sample(samples, tmp_path, read_requests):
         for line in file:
             texts = line.split("'")
             categories[texts[3]] = texts[-2]
-    report = _report(directory)
+    report = PreparedDirectory(directory).report
     assert report["books without category"] == 0
     assert report["sources"]["behaviors"]["kept"] == sum(map(len, histories.values())) == 20000
     splits = {name: read_requests(directory, name) for name in ("train", "validation", "test")}

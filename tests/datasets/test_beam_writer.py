@@ -3,10 +3,13 @@
 import pytest
 import tensorflow as tf
 
-from tfrec_diffusion.datasets import requests
-from tfrec_diffusion.prepare import prepare
+from tfrec_diffusion.datasets.preparation import Preparation, prepare
 
-beam_writer = pytest.importorskip("tfrec_diffusion.datasets.beam_writer", exc_type=ImportError)
+
+@pytest.fixture(scope="module", autouse=True)
+def beam_writer():
+    # Imported by the process that runs these tests, and not by all that collect them.
+    return pytest.importorskip("tfrec_diffusion.datasets.beam_writer", exc_type=ImportError)
 
 
 def _records(directory, split):
@@ -22,7 +25,7 @@ def test_same_records_and_counts(tmp_path, taobao_in_parts):
         "taobao",
         raw_dir=taobao_in_parts,
         data_dir=tmp_path / "there",
-        preparation=requests.Preparation(beam_options=options),
+        preparation=Preparation(beam_options=options),
     )
     for split in ("train", "test_99"):
         assert _records(there, split) == _records(here, split)
@@ -36,11 +39,11 @@ def test_wrong_options_are_an_error_at_once(tmp_path):
             "taobao",
             raw_dir=tmp_path,
             data_dir=tmp_path,
-            preparation=requests.Preparation(beam_options=["--runner=NoSuchRunner"]),
+            preparation=Preparation(beam_options=["--runner=NoSuchRunner"]),
         )
 
 
-def test_a_worker_that_fails_is_one_line(tmp_path, monkeypatch):
+def test_a_worker_that_fails_is_one_line(tmp_path, monkeypatch, beam_writer):
     def fail(*arguments):
         raise RuntimeError("Traceback:\n  much\nOSError: no space left")
 

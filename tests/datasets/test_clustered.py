@@ -9,8 +9,10 @@ import tensorflow_datasets as tfds
 from tfrec_diffusion import models
 from tfrec_diffusion import schema as schema_lib
 from tfrec_diffusion.datasets import clustering, requests, vocabularies
+from tfrec_diffusion.datasets.preparation import prepare
+from tfrec_diffusion.datasets.records import Split
 from tfrec_diffusion.input_pipeline import RequestData
-from tfrec_diffusion.prepare import _report, prepare
+from tfrec_diffusion.prepared_directory import PreparedDirectory
 
 # Where the embeddings of items and categories are, on a line each.
 ITEMS = {"a": 0.0, "b": 1.0}
@@ -53,7 +55,7 @@ class Toy(requests.RequestBuilder):
             [vocabulary.table(dim=1) for vocabulary in self.vocabs.values()],
             self.history_length,
         )
-        split = requests.Split(self.requests, [HISTORIES])
+        split = Split(self.requests, [HISTORIES])
         return schema, self.vocabs, {"train": split, "test": split}
 
     def requests(self, histories):
@@ -115,6 +117,15 @@ def cluster(source, model_dir, tmp_path):
     return make
 
 
+@pytest.fixture(scope="module")
+def clusters(source, model_dir, tmp_path_factory):
+    """Directory of the toy data set with clusters, for tests that only read."""
+    data_dir = tmp_path_factory.mktemp("clusters")
+    return prepare(
+        "clustered", raw_dir=source, data_dir=data_dir, model_dir=model_dir, recent=2, max_size=2
+    )
+
+
 def histories(requests):
     """Behaviors of each request, by their number: "aX", its age and size."""
     return {
@@ -128,8 +139,8 @@ def histories(requests):
     }
 
 
-def test_old_behaviors_become_virtual_ones(cluster, read_requests):
-    found = histories(read_requests(cluster(), "test"))
+def test_old_behaviors_become_virtual_ones(clusters, read_requests):
+    found = histories(read_requests(clusters, "test"))
     assert len(found) == len(HISTORIES)
     # Fewer than 2 * recent stay as they are.
     assert found[0] == []
@@ -171,7 +182,7 @@ def test_a_group_feature_parts_first(cluster, read_requests):
     assert [size for *_, size in found[9]] == [1, 1, 2, 2, 1, 1, 1]
 
 
-def test_all_else_is_the_same(cluster, source, read_requests):
+def test_all_else_is_the_same(clusters, source, read_requests):
     def rest(directory, split):
         return sorted(
             (
@@ -181,10 +192,9 @@ def test_all_else_is_the_same(cluster, source, read_requests):
             key=lambda request: request["group_id"],
         )
 
-    directory = cluster()
     for split in ("train", "test"):
-        assert rest(directory, split) == rest(source, split)
-        assert len(rest(directory, split)) == len(HISTORIES)
+        assert rest(clusters, split) == rest(source, split)
+        assert len(rest(clusters, split)) == len(HISTORIES)
 
 
 def test_what_training_reads(cluster, source, tmp_path):
@@ -211,8 +221,8 @@ def test_what_training_reads(cluster, source, tmp_path):
     assert model(features).shape == label.shape
 
 
-def test_report(cluster):
-    report = _report(cluster())
+def test_report(clusters):
+    report = PreparedDirectory(clusters).report
     assert report["sources"]["toy 1.0.0, test"] == {"read": 11, "kept": 11, "dropped": {}}
     # The first 2, 4 and 6 behaviors of the timeline, and the first 4 of the other history.
     assert report["clusters"] == {"count": 1 + 2 + 4 + 3, "members": 2 + 4 + 6 + 4}
@@ -232,24 +242,23 @@ def test_equal_older_parts_are_clustered_once(cluster, monkeypatch):
 
 
 @pytest.mark.slow
-def test_same_bytes_in_another_process(cluster, source, model_dir, tmp_path, digests):
+def test_same_bytes_in_another_process(clusters, source, model_dir, tmp_path, digests):
     arguments = {"raw_dir": source, "data_dir": tmp_path / "other", "model_dir": model_dir}
     process = multiprocessing.get_context("spawn").Process(
         target=prepare, args=("clustered",), kwargs={**arguments, "recent": 2, "max_size": 2}
     )
     process.start()
     process.join()
-    assert digests(tmp_path / "other" / "clustered" / "toy" / "1.0.0") == digests(cluster())
+    assert digests(tmp_path / "other" / "clustered" / "toy" / "1.0.0") == digests(clusters)
 
 
-def test_another_model_is_another_option(cluster, source, model_dir, tmp_path):
-    cluster()
+def test_another_model_is_another_option(cluster, clusters, source, model_dir, tmp_path):
     other = tmp_path / model_dir.name
     other.mkdir()
     schema = RequestData(source).schema
     save_run(models.create("avg_pooling", schema=schema, tower_units=(4,)), schema, other)
     with pytest.raises(ValueError, match=r"was prepared with model_dir='run0 \(\w{16}\)', not"):
-        cluster(model_dir=other)
+        cluster(clusters.parents[2], model_dir=other)
 
 
 @pytest.mark.parametrize(

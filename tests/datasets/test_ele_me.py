@@ -1,17 +1,16 @@
 """The Ele.me converter on small hand-written files whose right answer was worked out by hand."""
 
 import hashlib
-import json
 import pathlib
 import pickle
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
 from tfrec_diffusion import schema as schema_lib
 from tfrec_diffusion.datasets import ele_me
-from tfrec_diffusion.datasets.requests import Preparation
+from tfrec_diffusion.datasets.preparation import Preparation
+from tfrec_diffusion.prepared_directory import PreparedDirectory
 
 _BLANK = dict.fromkeys(ele_me.COLUMNS, "")
 
@@ -34,27 +33,31 @@ def _row(label=0, user="u1", item="apple", category="fruit", history="", ages=""
 
 
 def _write(directory, days):
-    """Files D1_0.csv to D8_0.csv; days not given hold one harmless row."""
+    """Files D1_0.csv to D8_0.csv; days not given hold two harmless rows."""
     for day in range(1, 9):
-        lines = days.get(day, [_row(item="apple")])
+        lines = days.get(day, [_row(item="apple")] * 2)
         data = "".join(lines) if isinstance(lines, list) else lines
         data = data if isinstance(data, bytes) else data.encode()
         (directory / f"D{day}_0.csv").write_bytes(data)
 
 
-def _prepare(tmp_path, days, **options):
-    """schema, report, and the requests by split."""
-    raw_dir = tmp_path / "raw"
-    raw_dir.mkdir()
-    _write(raw_dir, days)
-    builder = ele_me.EleMe(raw_dir=raw_dir, data_dir=tmp_path / "data", **options)
-    # Some of these files have more bad rows than good ones.
-    builder.write(Preparation(max_bad_rows=1))
-    schema = schema_lib.Schema.load(builder.data_dir)
-    report = json.loads((tmp_path / "data" / "ele_me" / "1.3.0" / "report.json").read_text())
-    read = tfds.builder_from_directory(builder.data_dir)
-    requests = {split: list(tfds.as_numpy(read.as_dataset(split))) for split in read.info.splits}
-    return schema, report, requests
+@pytest.fixture
+def prepared(tmp_path, read_records):
+    """`prepared(days, **options)`: schema, report, and the requests by split. Day 6 trains."""
+
+    def prepare(days, **options):
+        raw_dir = tmp_path / f"raw{len(list(tmp_path.iterdir()))}"
+        raw_dir.mkdir()
+        _write(raw_dir, days)
+        options = {"train_days": 1, **options}
+        builder = ele_me.EleMe(raw_dir=raw_dir, data_dir=f"{raw_dir}_data", **options)
+        # Some of these files have more bad rows than good ones.
+        builder.write(Preparation(max_bad_rows=1))
+        directory = PreparedDirectory(builder.data_dir)
+        requests = {split: read_records(directory.path, split) for split in directory.splits()}
+        return schema_lib.Schema.load(directory.path), directory.report, requests
+
+    return prepare
 
 
 def _raw(schema, table, row):
@@ -67,20 +70,20 @@ def _items(schema, request):
     return [_raw(schema, "item_id", row) for row in request["item_id_list"]]
 
 
-def test_history_is_ordered_by_age_whatever_the_raw_order(tmp_path):
+def test_history_is_ordered_by_age_whatever_the_raw_order(prepared):
     days = {8: [_row(item="plum", history="apple;pear;plum", ages="50;5000;500")]}
-    days[1] = [_row(item=name) for name in ("apple", "pear", "plum")] * 2
-    schema, _, requests = _prepare(tmp_path, days)
+    days[6] = [_row(item=name) for name in ("apple", "pear", "plum")] * 2
+    schema, _, requests = prepared(days)
     (request,) = requests["test"]
     assert _items(schema, request) == ["pear", "plum", "apple"]
     assert request["history_gap"].tolist() == [0, 3, 2]  # none, 75 minutes, 7.5 minutes
     assert [_raw(schema, "item_id", row) for row in request["item_id"]] == ["plum"]
 
 
-def test_the_newest_behaviors_are_kept(tmp_path):
+def test_the_newest_behaviors_are_kept(prepared):
     days = {8: [_row(history="apple;pear;plum", ages="30;20;10")]}
-    days[1] = [_row(item=name) for name in ("apple", "pear", "plum")] * 2
-    schema, _, requests = _prepare(tmp_path, days, history_length=2)
+    days[6] = [_row(item=name) for name in ("apple", "pear", "plum")] * 2
+    schema, _, requests = prepared(days, history_length=2)
     assert schema.history_length == 2
     (request,) = requests["test"]
     assert _items(schema, request) == ["pear", "plum"]
@@ -88,17 +91,17 @@ def test_the_newest_behaviors_are_kept(tmp_path):
     assert request["history_age"].tolist() == [2, 2]
 
 
-def test_gaps_are_within_a_row_and_between_behaviors_that_count(tmp_path):
+def test_gaps_are_within_a_row_and_between_behaviors_that_count(prepared):
     days = {8: [_row(history="apple;;apple;apple", ages="3000;2000;1200;1200")] * 2}
-    schema, _, requests = _prepare(tmp_path, days)
+    schema, _, requests = prepared(days)
     assert schema.table("gap").boundaries == (30.0,)
     for request in requests["test"]:
         assert request["history_gap"].tolist() == [0, 3, 2]  # none, 30 minutes, 0 minutes
 
 
-def test_ages_are_minutes_before_the_impression(tmp_path):
+def test_ages_are_minutes_before_the_impression(prepared):
     days = {8: [_row(history="apple;apple;apple;apple;apple", ages="60;59;3600;60;120")] * 2}
-    schema, _, requests = _prepare(tmp_path, days)
+    schema, _, requests = prepared(days)
     assert [f.name for f in schema.group("behavior")] == ["history_gap", "history_age"]
     assert schema.table("age").boundaries == tuple(2.0**power for power in range(20))
     # An hour lies in the interval from 32 minutes on, the seventh; less than a minute in the first.
@@ -106,9 +109,9 @@ def test_ages_are_minutes_before_the_impression(tmp_path):
         assert request["history_age"].tolist() == [8, 4, 3, 3, 2]
 
 
-def test_behaviors_not_before_the_impression_or_without_item_are_dropped(tmp_path):
+def test_behaviors_not_before_the_impression_or_without_item_are_dropped(prepared):
     days = {8: [_row(history="apple;;apple;apple;apple", ages="40;30;0;-60;")]}
-    schema, report, requests = _prepare(tmp_path, days)
+    schema, report, requests = prepared(days)
     assert _items(schema, requests["test"][0]) == ["apple"]
     dropped = report["sources"]["behaviors"]["dropped"]
     assert {reason: count["rows"] for reason, count in dropped.items()} == {
@@ -117,18 +120,18 @@ def test_behaviors_not_before_the_impression_or_without_item_are_dropped(tmp_pat
     }
 
 
-def test_vocabularies_hold_what_days_1_to_6_have_often_enough(tmp_path):
+def test_vocabularies_hold_what_days_1_to_6_have_often_enough(prepared):
     days = {
         1: [_row(item="apple", history="pear", ages="1"), _row(item="pear"), _row(item="once")],
         6: [_row(item="apple")],
         7: [_row(item="later")] * 3,
         8: [_row(item="later", category="new")] * 3,
     }
-    schema, _, requests = _prepare(tmp_path, days, min_count=2)
-    # apple: D1 and D6, and once on each of days 2 to 5; pear: as a candidate and as a behavior.
+    schema, _, requests = prepared(days, train_days=6, min_count=2)
+    # apple: D1 and D6, and twice on each of days 2 to 5; pear: as a candidate and as a behavior.
     path = pathlib.Path(schema.vocabulary_path(schema.table("item_id")))
     assert path.read_text() == "apple\npear\n"
-    # apple is six of the nine items seen.
+    # apple is ten of the thirteen items seen.
     assert schema.table("item_id").tiers == (3,)
     assert schema.table("shop_id").tiers == ()
     for request in requests["test"]:
@@ -136,41 +139,40 @@ def test_vocabularies_hold_what_days_1_to_6_have_often_enough(tmp_path):
         np.testing.assert_array_equal(request["category_1_id"], [schema_lib.OUT_OF_VOCABULARY])
 
 
-def test_missing_values_are_row_0(tmp_path):
+def test_missing_values_are_row_0(prepared):
     missing = {"gender": "-99", "avg_price": "", "shop_aoi_id": "-1", "rank_7": "-1", "hours": ""}
     known = {"gender": "2", "avg_price": "1.5", "shop_aoi_id": "a", "rank_7": "3", "hours": "7"}
-    days = {1: [_row(**known)] * 2, 8: [_row(**missing), _row(user="u2", **known)]}
-    _, _, requests = _prepare(tmp_path, days)
+    days = {6: [_row(**known)] * 2, 8: [_row(**missing), _row(user="u2", **known)]}
+    _, _, requests = prepared(days)
     first, second = sorted(requests["test"], key=lambda request: request["hours"])
     for name in missing:
         assert np.all(first[name] == 0), name
         assert np.all(second[name] >= 2), name
 
 
-def test_numbers_are_cut_at_training_quantiles(tmp_path):
+def test_numbers_are_cut_at_training_quantiles(prepared):
     prices = [str(price) for price in range(1, 101)]
-    days = {day: [_row(avg_price="50")] for day in range(2, 7)}
-    days[1] = [_row(avg_price=price) for price in prices]
+    days = {6: [_row(avg_price=price) for price in prices]}
     days[8] = [_row(avg_price="0"), _row(avg_price="1000", user="u2")]
-    schema, _, requests = _prepare(tmp_path, days)
+    schema, _, requests = prepared(days)
     boundaries = schema.table("avg_price").boundaries
     assert len(boundaries) == 19
     assert np.diff(boundaries).max() <= 6
     assert sorted(request["avg_price"] for request in requests["test"]) == [2, 2 + 19]
 
 
-def test_users_are_told_apart_and_labels_kept(tmp_path):
+def test_users_are_told_apart_and_labels_kept(prepared):
     days = {8: [_row(1, "u1"), _row(0, "u2"), _row(0, "u1")]}
-    _, report, requests = _prepare(tmp_path, days)
+    _, report, requests = prepared(days)
     labels = {}
     for request in requests["test"]:
         labels.setdefault(request["group_id"], []).extend(request["label"])
     assert sorted(sorted(values) for values in labels.values()) == [[0.0], [0.0, 1.0]]
     assert report["splits"]["test"]["clicks"] == 1
-    assert report["splits"]["train"]["requests"] == 6
+    assert report["splits"]["train"]["requests"] == 2
 
 
-def test_bad_rows_are_counted_with_file_and_line(tmp_path):
+def test_bad_rows_are_counted_with_file_and_line(prepared):
     good = _row()
     bad = {
         "too few columns": "1,2,3\n",
@@ -190,7 +192,7 @@ def test_bad_rows_are_counted_with_file_and_line(tmp_path):
         good.encode() + (line if isinstance(line, bytes) else line.encode())
         for line in bad.values()
     )
-    _, report, requests = _prepare(tmp_path, {8: data})
+    _, report, requests = prepared({8: data})
     source = report["sources"]["D8_0.csv"]
     # What is in a line may follow where it stands.
     found = {
@@ -204,16 +206,16 @@ def test_bad_rows_are_counted_with_file_and_line(tmp_path):
     assert len(requests["test"]) == len(bad)
 
 
-def test_rows_after_a_bad_one_keep_what_is_theirs(tmp_path):
+def test_rows_after_a_bad_one_keep_what_is_theirs(prepared):
     names = ("apple", "pear", "plum", "fig")
-    days = {1: [_row(item=name, category=name) for name in names] * 2}
+    days = {6: [_row(item=name, category=name) for name in names] * 2}
     days[8] = [
         _row(1, item="apple", category="apple", history="pear", ages="9"),
         _row(0, item="fig", category="fig", history="fig;fig", ages="9;8", weekdays="Monday"),
         _row(0, item="pear", category="pear"),
         _row(1, item="plum", category="plum", history="apple;fig", ages="9;8"),
     ]
-    schema, _, requests = _prepare(tmp_path, days)
+    schema, _, requests = prepared(days)
     read = {
         _raw(schema, "item_id", int(request["item_id"][0])): (
             _raw(schema, "category_1_id", int(request["category_1_id"][0])),
@@ -231,25 +233,22 @@ def test_rows_after_a_bad_one_keep_what_is_theirs(tmp_path):
 
 def test_too_many_bad_rows_are_an_error(tmp_path):
     _write(tmp_path, {7: [_row()] * 3 + [_row(label=2)]})
-    builder = ele_me.EleMe(raw_dir=tmp_path, data_dir=tmp_path / "data")
+    builder = ele_me.EleMe(raw_dir=tmp_path, data_dir=tmp_path / "data", train_days=1)
     with pytest.raises(ValueError, match=r"D7_0\.csv: 1 of 4 rows are bad.*D7_0\.csv:4 "):
         builder.write(Preparation(max_bad_rows=0.2))
 
 
-def test_batches_do_not_change_the_requests(tmp_path, monkeypatch):
-    lines = [_row(user=f"u{i}", history="apple;pear", ages=f"{i};{9 - i}") for i in range(20)]
+def test_parts_and_batches_do_not_change_the_requests(prepared, digests, monkeypatch):
+    lines = [_row(user=f"u{i}", history="apple;pear", ages=f"{i % 9};4") for i in range(3000)]
     lines[4] = _row(user="u4")
-    days = {1: lines, 8: [*lines, "short\n"]}
-    (tmp_path / "whole").mkdir()
-    whole = _prepare(tmp_path / "whole", days)
-    monkeypatch.setattr(ele_me, "_BATCH_ROWS", 3)
-    (tmp_path / "pieces").mkdir()
-    pieces = _prepare(tmp_path / "pieces", days)
-    assert whole[:2] == pieces[:2]
-    for split, requests in whole[2].items():
-        for one, other in zip(requests, pieces[2][split], strict=True):
-            for name, value in one.items():
-                np.testing.assert_array_equal(value, other[name])
+    days = {8: [*lines, "short\n"]}
+    whole, _, _ = prepared(days)
+    # DuckDB makes row groups of at least 2048 rows: here one of them is a part of three batches.
+    monkeypatch.setattr(ele_me, "_BATCH_ROWS", 700)
+    monkeypatch.setattr(ele_me, "_PART_GROUPS", 1)
+    pieces, report, _ = prepared(days)
+    assert report["splits"]["test"]["requests"] == 3000
+    assert digests(whole.directory) == digests(pieces.directory)
 
 
 def _converted(raw_dir, data_dir, preparation=None, **options):
@@ -269,7 +268,7 @@ def _converted(raw_dir, data_dir, preparation=None, **options):
     return schema_lib.Schema.load(builder.data_dir), encoded
 
 
-def test_negatives_are_chosen_by_a_hash_of_user_item_and_time(tmp_path):
+def test_negatives_are_chosen_by_a_hash_of_user_item_and_time(prepared):
     names = [(f"u{i}", f"i{i % 7}", str(1649347200 + i)) for i in range(400)]
     lines = [_row(int(i % 20 == 0), u, item, times=t) for i, (u, item, t) in enumerate(names)]
     hashes = [hashlib.md5(",".join(name).encode()).digest() for name in names]
@@ -279,43 +278,41 @@ def test_negatives_are_chosen_by_a_hash_of_user_item_and_time(tmp_path):
         if i % 20 == 0 or int.from_bytes(digest[8:], "little") < 0.25 * 2**64
     }
     assert 20 + 70 < len(chosen) < 20 + 120
-    days = {day: lines for day in range(1, 8)} | {8: [*lines[:50], "short\n", *lines[:49:-1]]}
-    schema, report, requests = _prepare(tmp_path, days, negative_rate=0.25)
+    days = {6: lines, 7: lines, 8: [*lines[:50], "short\n", *lines[:49:-1]]}
+    schema, report, requests = prepared(days, negative_rate=0.25)
     assert schema.negative_rate == 0.25
-    for split, number in (("train", 6), ("validation", 1), ("test", 1)):
-        assert len(requests[split]) == number * len(chosen)
+    for split in ("train", "validation", "test"):
+        assert len(requests[split]) == len(chosen)
         users = {request["group_id"] for request in requests[split]}
         assert users == {request["group_id"] for request in requests["test"]}
-        assert sum(request["label"].sum() for request in requests[split]) == number * 20
-    dropped = report["sources"]["D1_0.csv"]["dropped"]
+        assert sum(request["label"].sum() for request in requests[split]) == 20
+    dropped = report["sources"]["D6_0.csv"]["dropped"]
     assert dropped["negative not kept"]["rows"] == 400 - len(chosen)
     places = report["sources"]["D8_0.csv"]["dropped"]["too few columns"]["places"]
     assert places == ["D8_0.csv:51"]
 
 
-def test_vocabularies_do_not_count_behaviors_that_are_dropped(tmp_path):
+def test_vocabularies_do_not_count_behaviors_that_are_dropped(prepared):
     lines = [_row(history="apple;later;pear;;now", ages="5;-5;3;2;0", hours_list="1;2;3;4;5")]
-    schema, _, _ = _prepare(tmp_path, {1: lines}, min_count=1)
+    schema, _, _ = prepared({6: [*lines, _row()]}, min_count=1)
     for table, values in (("item_id", ["apple", "pear"]), ("hours", ["12", "1", "3"])):
         path = pathlib.Path(schema.vocabulary_path(schema.table(table)))
         assert path.read_text().split() == values
 
 
-def test_lines_may_end_as_on_windows(tmp_path):
+def test_lines_may_end_as_on_windows(prepared):
     lines = [_row(1, history="apple;apple", ages="5;4", geohash12="g"), _row(history="", ages="")]
-    (tmp_path / "unix").mkdir()
-    unix = _prepare(tmp_path / "unix", {8: "".join(lines)})
-    (tmp_path / "windows").mkdir()
-    windows = _prepare(tmp_path / "windows", {8: "".join(lines).replace("\n", "\r\n")})
+    unix = prepared({8: "".join(lines)})
+    windows = prepared({8: "".join(lines).replace("\n", "\r\n")})
     assert unix[:2] == windows[:2]
     for one, other in zip(unix[2]["test"], windows[2]["test"], strict=True):
         for name, value in one.items():
             np.testing.assert_array_equal(value, other[name])
 
 
-def test_vocabularies_count_the_negatives_that_are_kept(tmp_path):
+def test_vocabularies_count_the_negatives_that_are_kept(prepared):
     lines = [_row(item=f"i{i}") for i in range(100)] + [_row(1, item="clicked")] * 2
-    schema, _, _ = _prepare(tmp_path, {1: lines}, negative_rate=0.5, min_count=1)
+    schema, _, _ = prepared({6: lines}, negative_rate=0.5, min_count=1)
     path = pathlib.Path(schema.vocabulary_path(schema.table("item_id")))
     kept = path.read_text().split()
     assert "clicked" in kept
@@ -335,8 +332,9 @@ def test_the_newest_days_train(tmp_path):
         builder.write()
 
 
-def test_label_rates_are_reported_by_day(tmp_path):
-    _, report, _ = _prepare(tmp_path, {2: [_row(1), _row(0), _row(0)], 8: [_row(1)]})
+def test_label_rates_are_reported_by_day(prepared):
+    days = {2: [_row(1), _row(0), _row(0)], 8: [_row(1)]}
+    _, report, _ = prepared(days, train_days=6)
     assert report["splits"]["train"]["days"]["2022-04-02"] == {"candidates": 3, "clicks": 1}
     assert list(report["splits"]["train"]["days"]) == [f"2022-04-0{day}" for day in range(1, 7)]
     assert report["splits"]["test"]["days"] == {"2022-04-08": {"candidates": 1, "clicks": 1}}
@@ -346,13 +344,13 @@ def test_impressions_of_one_request_follow_each_other_where_they_are_joined(tmp_
     shown = [("u2", "9", "a"), ("u1", "7", "b"), ("u2", "8", "c"), ("u1", "7", "d")]
     _write(tmp_path, {8: [_row(user=user, times=time, item=item) for user, time, item in shown]})
     preparation = Preparation(group_by="request")
-    _, encoded = _converted(tmp_path, tmp_path / "joined", preparation)
+    _, encoded = _converted(tmp_path, tmp_path / "joined", preparation, train_days=1)
     users = [request["group_id"] for _, request in encoded["test"]]
     assert users[0] == users[1] != users[2] == users[3]
-    report = json.loads((tmp_path / "joined/ele_me/1.3.0/report.json").read_text())
+    report = PreparedDirectory(tmp_path / "joined/ele_me/1.3.0").report
     assert report["splits"]["test"]["candidates"] == 4
     assert report["splits"]["test"]["requests"] < 4
-    _, encoded = _converted(tmp_path, tmp_path / "single")
+    _, encoded = _converted(tmp_path, tmp_path / "single", train_days=1)
     users = [request["group_id"] for _, request in encoded["test"]]
     assert users[0] == users[2] != users[1] == users[3], "as in the file"
 
@@ -370,7 +368,7 @@ def test_a_missing_day_is_named(tmp_path):
     builder = ele_me.EleMe(raw_dir=tmp_path, data_dir=tmp_path / "data")
     with pytest.raises(FileNotFoundError, match=r"no file of day 7: expected D7_0\.csv.*/131047"):
         builder.write()
-    assert not (tmp_path / "data" / "ele_me" / "1.2.0").exists()
+    assert not list((tmp_path / "data" / "ele_me").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tfrec_diffusion.datasets import requests, vocabularies
+from tfrec_diffusion.datasets import vocabularies
 from tfrec_diffusion.datasets.impressions import Encoder
+from tfrec_diffusion.datasets.records import DAY
 from tfrec_diffusion.schema import Feature
 
 FEATURES = (
@@ -98,7 +99,7 @@ def test_days_begin_at_midnight_in_china(encoder, part):
     # 16:00 in Greenwich.
     impressions = [(1, 16 * 60 - 1, 70), (1, 16 * 60, 70)]
     found = [request for _, request in encoder((0, 10**6))(part(impressions, [(1, 0, 9)]))]
-    assert [request[requests.DAY] for request in found] == [0, 1]
+    assert [request[DAY] for request in found] == [0, 1]
 
 
 def test_no_behaviors_and_no_impressions(encoder, part):

@@ -1,6 +1,7 @@
 import collections
 import copy
 import csv
+import functools
 import gzip
 import io
 import json
@@ -11,11 +12,12 @@ import pandas as pd
 import pytest
 
 from tfrec_diffusion import schema as schema_lib
-from tfrec_diffusion.datasets import requests, tables
+from tfrec_diffusion.datasets import tables
 from tfrec_diffusion.datasets.logs_spec import Spec
-from tfrec_diffusion.prepare import _report, prepare
+from tfrec_diffusion.datasets.preparation import Preparation, prepare
+from tfrec_diffusion.prepared_directory import PreparedDirectory
 
-ANY_ROWS = requests.Preparation(max_bad_rows=1)
+ANY_ROWS = Preparation(max_bad_rows=1)
 SPEC = {
     "splits": {"train_until": "1970-01-01T00:01:40", "validation_until": "1970-01-01T00:03:20"},
     "impressions": {
@@ -78,37 +80,40 @@ USERS = "who,age\nann,30\nbob,20\nbob,99\n"
 ITEMS = "item,shop\n1,x\n2,z\n4,\n6,z\n"
 
 
+def prepare_tables(directory, spec=SPEC, files=(), preparation=ANY_ROWS, **options):
+    files = {
+        "impressions.csv": IMPRESSIONS,
+        "behaviors.csv": BEHAVIORS,
+        "users.csv": USERS,
+        "items.csv": ITEMS,
+        **dict(files),
+    }
+    raw_dir = directory / f"raw{len(list(directory.iterdir()))}"
+    raw_dir.mkdir()
+    for name, content in files.items():
+        (raw_dir / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    path = raw_dir / "shop.json"
+    path.write_text(spec if isinstance(spec, str) else json.dumps(spec))
+    return prepare(
+        "logs",
+        raw_dir=raw_dir,
+        data_dir=raw_dir / "data",
+        spec=str(path),
+        preparation=preparation,
+        **options,
+    )
+
+
 @pytest.fixture
 def prepared(tmp_path):
     """`prepared(spec, files, **options)`: directory of the requests of hand-written tables."""
+    return functools.partial(prepare_tables, tmp_path)
 
-    def make(spec=SPEC, files=(), preparation=ANY_ROWS, **options):
-        files = {
-            "impressions.csv": IMPRESSIONS,
-            "behaviors.csv": BEHAVIORS,
-            "users.csv": USERS,
-            "items.csv": ITEMS,
-            **dict(files),
-        }
-        raw_dir = tmp_path / f"raw{len(list(tmp_path.iterdir()))}"
-        raw_dir.mkdir()
-        for name, content in files.items():
-            if content is not None:
-                (raw_dir / name).write_bytes(
-                    content if isinstance(content, bytes) else content.encode()
-                )
-        path = raw_dir / "shop.json"
-        path.write_text(spec if isinstance(spec, str) else json.dumps(spec))
-        return prepare(
-            "logs",
-            raw_dir=raw_dir,
-            data_dir=raw_dir / "data",
-            spec=str(path),
-            preparation=preparation,
-            **options,
-        )
 
-    return make
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """Directory of the requests of the tables above, for tests that only read."""
+    return prepare_tables(tmp_path_factory.mktemp("logs"))
 
 
 def changed(**values):
@@ -143,8 +148,7 @@ def by_label(found, *names):
     return sorted((r["label"], *(r[name] for name in names)) for r in found)
 
 
-def test_worked_out_by_hand(prepared, read_requests):
-    directory = prepared()
+def test_worked_out_by_hand(directory, read_requests):
     assert directory.parts[-3:] == ("logs", "shop", "1.2.0")
     # ann at 30 s: the behaviors at 10 and 29.999 s, not those at 30 s nor the watch. Shop z was
     # seen once in training; item 4 has no shop. At 50 s: 2 before 5, as in the file.
@@ -173,8 +177,8 @@ def test_worked_out_by_hand(prepared, read_requests):
     assert schema.table("age").boundaries == (30.0,)
 
 
-def test_report(prepared):
-    report = _report(prepared())
+def test_report(directory):
+    report = PreparedDirectory(directory).report
     dropped = {
         source: {reason: drop["rows"] for reason, drop in rows["dropped"].items()}
         for source, rows in report["sources"].items()
@@ -280,7 +284,7 @@ def test_unusable_rows_are_counted(prepared):
         "5o,ann,7,x,1,",
     ]
     directory = prepared(files={"impressions.csv": IMPRESSIONS + "\n".join(rows)})
-    impressions = _report(directory)["sources"]["impressions"]
+    impressions = PreparedDirectory(directory).report["sources"]["impressions"]
     assert impressions["read"] == 16
     assert impressions["kept"] == 5
     reasons = {reason: drop["rows"] for reason, drop in impressions["dropped"].items()}
@@ -300,7 +304,7 @@ def test_unusable_rows_are_counted(prepared):
 def test_features_that_are_not_numbers_are_missing(prepared, read_requests):
     users = USERS.replace("ann,30", "ann,NULL")
     directory = prepared(files={"users.csv": users})
-    report = _report(directory)
+    report = PreparedDirectory(directory).report
     assert report["impressions join users.csv: age not a number, taken for missing"] == 1
     assert report["sources"]["impressions"]["kept"] == 5
     (ann, other), (bob,) = [
@@ -310,22 +314,25 @@ def test_features_that_are_not_numbers_are_missing(prepared, read_requests):
     assert ann == other == 0 != bob
 
 
-def test_timestamps_and_boolean_labels_of_parquet(prepared, digests, tmp_path):
+def test_timestamps_and_boolean_labels_of_parquet(prepared, directory, digests, tmp_path):
     frame = pd.read_csv(io.StringIO(IMPRESSIONS)).astype({"item": "Int64", "clicked": bool})
     frame["at"] = pd.to_datetime(frame["at"], unit="s")
     frame.to_parquet(tmp_path / "impressions.parquet")
-    directory = prepared(
+    of_parquet = prepared(
         changed(impressions__files="impressions.parquet", impressions__time_unit="ms"),
         {"impressions.parquet": (tmp_path / "impressions.parquet").read_bytes()},
     )
-    one, other = digests(prepared()), digests(directory)
+    one, other = digests(directory), digests(of_parquet)
     assert one.pop("report.json") != other.pop("report.json")
     assert one == other
 
 
 def test_value_with_a_line_break_is_unknown_and_counted(prepared, read_requests):
     directory = prepared(changed(tables__shop__min_count=1), {"items.csv": 'item,shop\n1,"p\nq"\n'})
-    assert _report(directory)["shop: values with a line break, taken for unknown"] == 1
+    assert (
+        PreparedDirectory(directory).report["shop: values with a line break, taken for unknown"]
+        == 1
+    )
     (test,) = read_requests(directory, "test")
     assert test["history_shop"] == ["?"]
 
@@ -347,13 +354,13 @@ def test_integer_users(prepared, read_requests):
     assert (test["user"], test["history_item"]) == (10, [1])
 
 
-def test_parquet_gzip_and_several_files_give_the_same(prepared, digests, tmp_path):
+def test_parquet_gzip_and_several_files_give_the_same(prepared, directory, digests, tmp_path):
     header, *rows = IMPRESSIONS.splitlines(keepends=True)
     pd.read_csv(io.StringIO(BEHAVIORS)).astype({"item": "Int64"}).to_parquet(
         tmp_path / "behaviors.parquet"
     )
     spec = changed(impressions__files="part-*.csv.gz", behaviors__files="behaviors.parquet")
-    directory = prepared(
+    of_files = prepared(
         spec,
         {
             "part-0.csv.gz": gzip.compress((header + "".join(rows[:2])).encode()),
@@ -361,15 +368,14 @@ def test_parquet_gzip_and_several_files_give_the_same(prepared, digests, tmp_pat
             "behaviors.parquet": (tmp_path / "behaviors.parquet").read_bytes(),
         },
     )
-    one, other = digests(prepared()), digests(directory)
+    one, other = digests(directory), digests(of_files)
     assert one.pop("report.json") != other.pop("report.json")
     assert one == other
 
 
-def test_parts_of_users_make_no_difference(prepared, digests, monkeypatch):
-    whole = digests(prepared())
+def test_parts_of_users_make_no_difference(prepared, directory, digests, monkeypatch):
     monkeypatch.setattr(tables.Database, "part_rows", 2)
-    assert digests(prepared()) == whole
+    assert digests(prepared()) == digests(directory)
 
 
 # Page p is shown from 30 to 50 s, page q from 90 to 110 s; those of no page are alone.
@@ -408,7 +414,7 @@ def test_impressions_of_one_request(prepared, read_requests):
     (validation,) = read_requests(directory, "validation")
     assert validation["history_item"] == [1, 4, 2, 5, "?"]
 
-    grouped = prepared(spec, files, requests.Preparation("request", max_bad_rows=1))
+    grouped = prepared(spec, files, Preparation("request", max_bad_rows=1))
     train = by_label(read_requests(grouped, "train"), "item", "history_item")
     assert train == [
         ([0.0], [9], []),
@@ -434,19 +440,19 @@ at,who,item,shop,clicked,page
         tables__page={"kind": "vocabulary", "dtype": "int64"},
         features__page={"group": "context", "column": "page", "table": "page"},
     )
-    preparation = requests.Preparation("request", max_bad_rows=1)
+    preparation = Preparation("request", max_bad_rows=1)
     train = read_requests(prepared(spec, {"impressions.csv": pages}, preparation), "train")
     assert by_label(train, "item", "page") == [([0.0, 0.0], [8, 9], 1), ([1.0, 0.0], [7, 7], 2)]
 
 
-def test_a_spec_without_requests_is_the_same_as_before(prepared):
+def test_a_spec_without_requests_has_the_digest_of_before(tmp_path):
     # Data sets that were prepared before there was the key stay valid.
-    options = _report(prepared(changed(impressions__request="")))["options"]
-    assert options["spec"] == _report(prepared())["options"]["spec"]
+    (tmp_path / "shop.json").write_text(json.dumps(SPEC))
+    assert Spec.load(tmp_path / "shop.json").digest == "0405b70cf11254d4"
 
 
-def test_later_days_change_no_vocabulary(prepared):
-    schema = schema_lib.Schema.load(prepared())
+def test_later_days_change_no_vocabulary(prepared, directory):
+    schema = schema_lib.Schema.load(directory)
     later = {
         "impressions.csv": IMPRESSIONS + "100,ann,70,x,1,\n250,dan,71,v,1,\n",
         "behaviors.csv": BEHAVIORS + "ann,72,buy,100000\n",
@@ -459,7 +465,7 @@ def test_too_many_bad_rows(prepared):
     impressions = "".join(line for line in IMPRESSIONS.splitlines(True) if "cat" not in line)
     behaviors = "".join(line for line in BEHAVIORS.splitlines(True) if "bob,," not in line)
     files = {"impressions.csv": impressions, "behaviors.csv": behaviors}
-    strict = requests.Preparation(max_bad_rows=0)
+    strict = Preparation(max_bad_rows=0)
     # Events that are not kept and a user's second row are no bad rows.
     prepared(files=files, preparation=strict)
     files["impressions.csv"] += "50,,7,x,1,\n"
@@ -477,7 +483,7 @@ def test_label_rate_of_each_day(prepared):
         splits={"train_until": "1970-01-02", "validation_until": "1970-01-03"},
         time_zone_hours=5.5,
     )
-    splits = _report(prepared(spec, files))["splits"]
+    splits = PreparedDirectory(prepared(spec, files)).report["splits"]
     assert [splits[name]["days"] for name in ("train", "validation", "test")] == [
         {"1970-01-01": {"candidates": 2, "clicks": 1}},
         {"1970-01-02": {"candidates": 2, "clicks": 1}},
@@ -504,11 +510,11 @@ def test_time_zone(prepared):
         splits={"train_until": "1970-01-01T08:01:40", "validation_until": "1970-01-01T00:03:20Z"}
     )
     spec["time_zone_hours"] = 8
-    counts = _report(prepared(spec))["splits"]
+    counts = PreparedDirectory(prepared(spec)).report["splits"]
     assert [counts[split]["requests"] for split in ("train", "validation", "test")] == [3, 1, 1]
     spec["splits"]["train_until"] = "1970-01-01T05:31:40"
     spec["time_zone_hours"] = 5.5
-    assert _report(prepared(spec))["splits"] == counts
+    assert PreparedDirectory(prepared(spec)).report["splits"] == counts
 
 
 @pytest.mark.parametrize(
@@ -645,7 +651,7 @@ def test_real_sample(samples, tmp_path, read_requests):
     directory = prepare(
         "logs", raw_dir=raw_dir, data_dir=tmp_path, spec="experiments/kuairand.json"
     )
-    splits = _report(directory)["splits"]
+    splits = PreparedDirectory(directory).report["splits"]
     assert {split: counts["requests"] for split, counts in splits.items()} == {
         "train": 20_991,
         "validation": 3_421,

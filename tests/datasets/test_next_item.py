@@ -5,8 +5,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tfrec_diffusion import schema as schema_lib
-from tfrec_diffusion.datasets import next_item, requests
-from tfrec_diffusion.prepare import _report
+from tfrec_diffusion.datasets import next_item
+from tfrec_diffusion.datasets.preparation import Preparation
+from tfrec_diffusion.prepared_directory import PreparedDirectory
 
 # Categories are item / 10.
 HISTORIES = {10: [20, 10, 21, 22, 11], 11: [30, 31, 32], 2: [10, 11, 12, 13, 14]}
@@ -50,7 +51,7 @@ def prepared(tmp_path):
         lines = ["user,item,category,time", *(",".join(map(str, row)) for row in rows)]
         (raw_dir / "behaviors.csv").write_text("\n".join(lines) + "\n")
         builder = builder(raw_dir=raw_dir, data_dir=f"{raw_dir}_data", **options)
-        builder.write(requests.Preparation(max_bad_rows=1))
+        builder.write(Preparation(max_bad_rows=1))
         return builder.data_path
 
     return make
@@ -96,7 +97,7 @@ def test_last_behaviors(prepared, read_requests):
 
 def test_user_with_too_few_behaviors_is_dropped_but_its_items_are_negatives(prepared):
     directory = prepared(rows(HISTORIES))
-    (source,) = _report(directory)["sources"].values()
+    (source,) = PreparedDirectory(directory).report["sources"].values()
     assert source["dropped"]["user with fewer than 4 behaviors"]["rows"] == 3
     assert source["kept"] == 10
 

@@ -11,9 +11,12 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from tfrec_diffusion import datasets, locking
+from tfrec_diffusion import datasets, files, names
 from tfrec_diffusion import schema as schema_lib
 from tfrec_diffusion.datasets import requests, vocabularies
+from tfrec_diffusion.datasets.preparation import Preparation
+from tfrec_diffusion.datasets.records import DAY, Split
+from tfrec_diffusion.datasets.report import Report
 
 
 class Toy(requests.RequestBuilder):
@@ -42,7 +45,7 @@ class Toy(requests.RequestBuilder):
         self.report.read("table", self.count + 1)
         self.report.drop("table", "odd", 1, ["line 7"], bad=False)
         half = self.count // 2
-        split = requests.Split(self.encode, [range(half), range(half, self.count)])
+        split = Split(self.encode, [range(half), range(half, self.count)])
         return schema, {"user": user, "item": item}, {"train": split, "test": split}
 
     @staticmethod
@@ -131,6 +134,7 @@ def test_what_lies_beside_the_records(toy, digests):
     }
 
 
+@pytest.mark.slow
 def test_same_bytes_in_another_process(toy, tmp_path, digests):
     process = multiprocessing.get_context("spawn").Process(
         target=_write, args=(Toy, tmp_path, tmp_path / "other")
@@ -141,7 +145,7 @@ def test_same_bytes_in_another_process(toy, tmp_path, digests):
 
 
 def test_report():
-    report = requests.Report(max_bad_rows=0.8)
+    report = Report(max_bad_rows=0.8)
     report.read("a.csv", 10)
     report.drop("a.csv", "odd", 4, [f"a.csv:{i}" for i in range(1, 5)])
     report.drop("a.csv", "odd", 3, ["a.csv:5", "a.csv:6", "a.csv:7"])
@@ -157,7 +161,7 @@ def test_report():
 
 
 def test_bad_rows_are_counted_against_their_limit():
-    report = requests.Report(max_bad_rows=0.01)
+    report = Report(max_bad_rows=0.01)
     report.read("a.csv", 350)
     report.drop("a.csv", "not wanted", 150, bad=False)
     report.drop("a.csv", "odd", 2, ["a.csv:3"])
@@ -184,13 +188,13 @@ class Pages(Toy):
 
     def convert(self):
         schema, vocabs, _ = super().convert()
-        split = requests.Split(iter, [self.pages[:5], self.pages[5:]])
+        split = Split(iter, [self.pages[:5], self.pages[5:]])
         return schema, vocabs, {"test": split}
 
 
 def test_requests_that_differ_in_candidates_only_are_joined(tmp_path):
     builder = Pages(raw_dir=tmp_path, data_dir=tmp_path)
-    builder.write(requests.Preparation(group_by="request"))
+    builder.write(Preparation(group_by="request"))
     read = tfds.builder_from_directory(builder.data_dir).as_dataset(split="test")
     joined = [
         (r["group_id"] == 1, int(r["user"]), r["item"].tolist(), r["label"].tolist(),
@@ -216,17 +220,14 @@ class Diary(Toy):
     def convert(self):
         schema, vocabs, _ = super().convert()
         days = {may: 19112 + may for may in (2, 1)}
-        pages = [
-            (may, _request(2, label=[may == 2, 0], **{requests.DAY: day}))
-            for may, day in days.items()
-        ]
-        return schema, vocabs, {"test": requests.Split(iter, [pages])}
+        pages = [(may, _request(2, label=[may == 2, 0], **{DAY: day})) for may, day in days.items()]
+        return schema, vocabs, {"test": Split(iter, [pages])}
 
 
-@pytest.mark.parametrize("group_by", requests.GROUPINGS)
+@pytest.mark.parametrize("group_by", names.GROUPINGS)
 def test_label_rates_of_days(tmp_path, group_by):
     builder = Diary(raw_dir=tmp_path, data_dir=tmp_path)
-    builder.write(requests.Preparation(group_by=group_by))
+    builder.write(Preparation(group_by=group_by))
     days = _read_report(builder)["splits"]["test"]["days"]
     assert list(days.items()) == [
         ("2022-05-01", {"candidates": 2, "clicks": 0}),
@@ -235,7 +236,7 @@ def test_label_rates_of_days(tmp_path, group_by):
 
 
 def _read_report(builder):
-    return json.loads((pathlib.Path(builder.data_dir) / requests.REPORT).read_text())
+    return json.loads((pathlib.Path(builder.data_dir) / "report.json").read_text())
 
 
 def test_without_beam_its_options_are_an_error_at_once(tmp_path, monkeypatch):
@@ -246,7 +247,7 @@ def test_without_beam_its_options_are_an_error_at_once(tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match=r"need Apache Beam \(pip install 'tfrec_diffusion\[beam\]"
     ):
-        Toy(raw_dir=tmp_path, data_dir=tmp_path).write(requests.Preparation(beam_options=[]))
+        Toy(raw_dir=tmp_path, data_dir=tmp_path).write(Preparation(beam_options=[]))
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path):
@@ -255,6 +256,15 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
     assert left_in(tmp_path) == []
 
 
+def test_the_next_run_removes_what_a_killed_one_left(tmp_path):
+    left = tmp_path / "data" / "toy" / "incomplete.ABC_1.0.0"
+    (left / "scratch").mkdir(parents=True)
+    (left / "scratch" / "temporary").touch()
+    Toy(raw_dir=tmp_path, data_dir=tmp_path / "data").write()
+    assert left_in(tmp_path) == ["1.0.0"]
+
+
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_that_looks_whole_and_the_next_starts_clean(tmp_path):
     process = multiprocessing.get_context("spawn").Process(
         target=_write, args=(Endless, tmp_path, tmp_path / "data"), daemon=True
@@ -275,15 +285,19 @@ def test_a_killed_run_leaves_nothing_that_looks_whole_and_the_next_starts_clean(
     assert list(directory.iterdir()) == []
 
 
+@pytest.fixture
+def little_room():
+    """A limit on the size of files, which stands for a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.usefixtures("little_room")
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path):
-    # A limit on the size of files stands for the disk.
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_write_in_little_room, args=(tmp_path, queue))
-    process.start()
-    error = queue.get()
-    process.join()
-    assert error.startswith("OSError")
+    with pytest.raises(OSError, match="^cannot write .*/toy/1.0.0: "):
+        Toy(raw_dir=tmp_path, data_dir=tmp_path / "data", count=3000).write()
     assert left_in(tmp_path) == []
 
 
@@ -327,7 +341,7 @@ def test_overwrite(toy, tmp_path, digests):
 
 def test_overwrite_holds_the_directory_before_it_moves_the_old_data(toy, tmp_path, digests):
     before = digests(toy.data_dir)
-    another = locking.lock(tmp_path / "data" / "toy", "preparing")
+    another = files.lock(tmp_path / "data" / "toy", "preparing")
     with another, pytest.raises(BlockingIOError, match="another process is preparing"):
         Toy.overwrite(raw_dir=tmp_path, data_dir=tmp_path / "data")
     assert digests(toy.data_dir) == before
@@ -354,13 +368,3 @@ class _Interrupted(Endless):
 
 def _write(builder_class, raw_dir, data_dir):
     builder_class(raw_dir=raw_dir, data_dir=data_dir).write()
-
-
-def _write_in_little_room(tmp_path, queue):
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-    try:
-        Toy(raw_dir=tmp_path, data_dir=tmp_path / "data", count=3000).write()
-        queue.put("written")
-    except BaseException as error:
-        queue.put(f"{type(error).__name__}: {error}")

@@ -1,15 +1,14 @@
 """The raw files that the package makes itself, and what is known about them."""
 
 import hashlib
-import json
 import pathlib
 
 import numpy as np
 import pandas as pd
 import pytest
-import tensorflow_datasets as tfds
 
 from tfrec_diffusion.datasets import ele_me, synthetic
+from tfrec_diffusion.prepared_directory import PreparedDirectory
 
 _SMALL = {
     "users": 60,
@@ -201,26 +200,31 @@ def test_best_reachable_is_that_of_the_true_probabilities(raw_dir):
     assert best["gauc"] == pytest.approx(np.heaviside(ahead, 0.5).mean())
 
 
-def test_prepare(tmp_path):
-    builder = synthetic.Synthetic(data_dir=tmp_path, min_count=1, **_SMALL)
+def _prepare(data_dir):
+    builder = synthetic.Synthetic(data_dir=data_dir, min_count=1, **_SMALL)
     builder.write()
-    report = json.loads((pathlib.Path(builder.data_dir) / "report.json").read_text())
+    return pathlib.Path(builder.data_dir)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return _prepare(tmp_path_factory.mktemp("prepared"))
+
+
+def test_prepare(prepared, read_records):
+    report = PreparedDirectory(prepared).report
     assert report["options"] == {**_SMALL, "min_count": 1, "group_by": "impression"}
     assert set(report["best_reachable"]) == {"train", "validation", "test"}
     for best in report["best_reachable"].values():
         assert 0.6 < best["auc"] < 0.95
     assert report["splits"]["test"]["requests"] == _SMALL["users"] * _SMALL["impressions"]
     assert not any(source["dropped"] for source in report["sources"].values())
-    read = tfds.builder_from_directory(builder.data_dir)
-    lengths = [len(r["item_id_list"]) for r in tfds.as_numpy(read.as_dataset("train"))]
-    assert max(lengths) == _SMALL["history_length"]
-    gaps = [set(r["history_gap"].tolist()) for r in tfds.as_numpy(read.as_dataset("train"))]
-    assert set.union(*gaps) == {0, 2, 3}
-    assert (tmp_path / "synthetic" / "raw" / "D8_0.csv").exists()
+    assert list(report["splits"]["train"]["days"]) == [f"2022-04-0{day}" for day in range(1, 7)]
+    train = read_records(prepared, "train")
+    assert max(len(r["item_id_list"]) for r in train) == _SMALL["history_length"]
+    assert set.union(*(set(r["history_gap"].tolist()) for r in train)) == {0, 2, 3}
+    assert (prepared.parent / "raw" / "D8_0.csv").exists()
 
 
-def test_same_options_give_the_same_records(tmp_path):
-    for name in ("one", "other"):
-        synthetic.Synthetic(data_dir=tmp_path / name, **_SMALL).write()
-    one, other = (_digests(tmp_path / name / "synthetic" / "1.2.0") for name in ("one", "other"))
-    assert one == other
+def test_same_options_give_the_same_records(prepared, tmp_path):
+    assert _digests(_prepare(tmp_path)) == _digests(prepared)

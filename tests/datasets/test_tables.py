@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tfrec_diffusion.datasets import tables
-from tfrec_diffusion.datasets.requests import Report
+from tfrec_diffusion.datasets.report import Report
 
 TYPES = {"user": "BIGINT", "name": "VARCHAR"}
 

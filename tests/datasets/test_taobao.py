@@ -6,10 +6,10 @@ import os
 import numpy as np
 import pytest
 
-from tfrec_diffusion.datasets import requests
-from tfrec_diffusion.prepare import _report, prepare
+from tfrec_diffusion.datasets.preparation import Preparation, prepare
+from tfrec_diffusion.prepared_directory import PreparedDirectory
 
-ANY_ROWS = requests.Preparation(max_bad_rows=1)
+ANY_ROWS = Preparation(max_bad_rows=1)
 DAY_1 = 1511539200  # 25 November 2017, 00:00 in China
 # Users in the order of their names as text, as in the true file. Categories are item / 10.
 HISTORIES = {10: [20, 10, 21, 22, 11], 11: [30, 31, 32], 2: [10, 11, 12, 13, 14]}
@@ -56,7 +56,7 @@ def test_bad_rows_are_counted_with_line_or_content(prepared, read_requests):
         "1,7,1,pv",
     ]
     directory = prepared(content[:3] + bad[:-1] + content[3:] + bad[-1:])
-    (source,) = _report(directory)["sources"].values()
+    (source,) = PreparedDirectory(directory).report["sources"].values()
     assert source["read"] == 17
     assert source["kept"] == 10
     reasons = {reason: drop["rows"] for reason, drop in source["dropped"].items()}
@@ -95,22 +95,27 @@ def test_file_without_usable_rows(prepared):
 def test_a_lone_quote_swallows_no_lines(prepared):
     content = lines(HISTORIES)
     directory = prepared([*content[:3], '"1,2,3,pv,1511539300', *content[3:]])
-    (source,) = _report(directory)["sources"].values()
+    (source,) = PreparedDirectory(directory).report["sources"].values()
     assert (source["read"], source["dropped"]["user is not a number"]["rows"]) == (14, 1)
 
 
-def test_unknown_items_do_not_tell_the_label_of_the_real_sample(samples, tmp_path, read_requests):
-    directory = prepare("taobao", raw_dir=samples / "taobao", data_dir=tmp_path)
-    for split in _report(directory)["splits"]:
-        requests = read_requests(directory, split)
+@pytest.fixture(scope="module")
+def real_sample(samples, tmp_path_factory):
+    """Directory of the requests of the real sample."""
+    data_dir = tmp_path_factory.mktemp("real_sample")
+    return prepare("taobao", raw_dir=samples / "taobao", data_dir=data_dir)
+
+
+def test_unknown_items_do_not_tell_the_label_of_the_real_sample(real_sample, read_requests):
+    for split in PreparedDirectory(real_sample).report["splits"]:
+        requests = read_requests(real_sample, split)
         unknown = np.array([[item == "?" for item in r["item"]] for r in requests])
         labels = np.array([r["label"] for r in requests])
         assert unknown[labels == 1].mean() == unknown[labels == 0].mean(), split
 
 
-def test_real_sample(samples, tmp_path, read_requests):
-    directory = prepare("taobao", raw_dir=samples / "taobao", data_dir=tmp_path)
-    report = _report(directory)
+def test_real_sample(samples, real_sample, read_requests):
+    report = PreparedDirectory(real_sample).report
     dropped = report["sources"]["behaviors"]["dropped"]
     assert dropped["too few columns"] == {"rows": 1, "places": ["UserBehavior.csv.gz:84476"]}
     assert dropped["time outside 25 November to 3 December 2017 (UTC+8)"]["rows"] == 35
@@ -131,7 +136,7 @@ def test_real_sample(samples, tmp_path, read_requests):
                 histories[int(user)].append((int(time), number, int(item), int(category)))
     histories = {u: sorted(history) for u, history in histories.items() if len(history) >= 4}
     seen = {item for history in histories.values() for *_, item, _ in history[:-2]}
-    requests = [r for r in read_requests(directory, "test") if r["label"] == [1]]
+    requests = [r for r in read_requests(real_sample, "test") if r["label"] == [1]]
     assert len(requests) == len(histories)
     for request in requests:
         *past, (time, _, item, category) = histories[request["group_id"]]

@@ -16,3 +16,17 @@ def randomize():
         return layer
 
     return randomize
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    """`spy(layer, method)` records the arguments of each call of a method."""
+
+    def spy(layer, method):
+        calls, original = [], getattr(layer, method)
+        monkeypatch.setattr(
+            layer, method, lambda *arguments: calls.append(arguments) or original(*arguments)
+        )
+        return calls
+
+    return spy

@@ -8,7 +8,7 @@ import functools
 import numpy as np
 from literal import dense, normalize, self_attention
 
-from tfrec_diffusion.diffusion.backbones import MLPDenoiser
+from tfrec_diffusion.diffusion.denoisers import MLPDenoiser
 
 
 @functools.cache

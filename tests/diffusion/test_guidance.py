@@ -110,11 +110,6 @@ def test_semantic_weights_are_finite_and_never_negative(gate, known, scale):
 # === Arguments ===
 
 
-def test_config():
-    layer = ClassifierFreeGuidance(2.5)
-    assert ClassifierFreeGuidance.from_config(layer.get_config()).weight == 2.5
-
-
 def test_a_negative_weight():
     with pytest.raises(ValueError, match="`weight` must be >= 0. Received: weight=-1"):
         ClassifierFreeGuidance(-1)

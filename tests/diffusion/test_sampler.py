@@ -10,6 +10,7 @@ from tfrec_diffusion.diffusion.sampler import (
     ddim,
     ddpm,
     sample,
+    sample_with_last_gradient,
     strided,
 )
 from tfrec_diffusion.diffusion.schedule import Schedule
@@ -210,6 +211,49 @@ def test_sample_is_a_loop_over_the_chain(jit_compile):
     np.testing.assert_allclose(outputs, expected)
     np.testing.assert_allclose(gradient, np.full((4, 2), np.prod(slopes)))
     assert np.isfinite(weights_gradient).all() and (weights_gradient.numpy() != 0).all()
+
+
+def test_a_slice_of_a_chain_goes_on_where_the_other_stopped():
+    chain = ddpm(SCHEDULE, strided(5, 1000), "posterior")
+    rng = np.random.default_rng(0)
+    noise = tf.constant(rng.normal(size=(5, 2, 3)), tf.float32)
+    start = tf.constant(rng.normal(size=(2, 3)), tf.float32)
+
+    def denoise(x, step):
+        return 0.5 * tf.sin(x)
+
+    assert (len(chain[:3]), len(chain[3:])) == (3, 2)
+    np.testing.assert_array_equal(chain[1:4].timesteps, [800, 600, 400])
+    middle = sample(chain[:3], denoise, start, noise[:3])
+    outputs = sample(chain[3:], denoise, middle, noise[3:])
+    np.testing.assert_allclose(outputs, sample(chain, denoise, start, noise), rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_the_last_evaluation_alone_has_a_gradient(num_steps):
+    chain = ddpm(SCHEDULE, strided(num_steps, 1000), "posterior")
+    rng = np.random.default_rng(0)
+    noise = tf.constant(rng.normal(size=(num_steps, 2, 3)), tf.float32)
+    start = tf.Variable(rng.normal(size=(2, 3)), dtype=tf.float32)
+    scale = tf.Variable(0.3)
+    seen = []
+
+    def denoise(x, step):
+        seen.append(x)
+        return scale * x
+
+    with tf.GradientTape() as tape:
+        x = sample_with_last_gradient(chain, denoise, start, noise)
+        loss = tf.reduce_sum(x)
+    of_scale, of_start = tape.gradient(loss, [scale, start])
+    np.testing.assert_allclose(x, sample(chain, denoise, start, noise), rtol=1e-5)
+    last_x = seen[num_steps - 1]
+    np.testing.assert_allclose(of_scale, chain.prediction[-1] * np.sum(last_x), rtol=1e-5)
+    if num_steps == 1:
+        expected = chain.signal[0] + 0.3 * chain.prediction[0]
+        np.testing.assert_allclose(of_start, np.full((2, 3), expected), rtol=1e-4)
+    else:
+        assert of_start is None
 
 
 # === Arguments ===

@@ -185,7 +185,7 @@ def test_wrong_boundaries(wrong):
     assert str(e.value).endswith(str(wrong))
 
 
-# === Config ===
+# === Saving and arguments ===
 
 
 def test_a_saved_model_is_the_same(features, tmp_path):
@@ -200,26 +200,6 @@ def test_a_saved_model_is_the_same(features, tmp_path):
     for a, b in zip(again(features), model(features), strict=True):
         np.testing.assert_array_equal(a, b)
         assert np.any(a)
-
-
-@pytest.mark.parametrize(
-    ("layer_class", "config"),
-    [
-        (BehaviorFeatureEmbedding, {"rows": ROWS, "dim": 5, "stddev": 0.2}),
-        (CrossBias, {"num_features": 2, "num_heads": 3}),
-        (LogSize, {"boundaries": (2.0, 3.0)}),
-    ],
-)
-def test_config(layer_class, config):
-    layer = layer_class(**config, dtype="mixed_bfloat16")
-    again = layer_class.from_config(layer.get_config())
-    assert {name: getattr(again, name) for name in config} == config
-    assert again.compute_dtype == "bfloat16"
-
-
-def test_config_keeps_the_order_of_rows():
-    again = BehaviorFeatureEmbedding.from_config(BehaviorFeatureEmbedding(ROWS).get_config())
-    assert [*again.rows] == [*ROWS]
 
 
 def test_wrong_arguments():

@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec_diffusion.layers.normalization import unit_length, unit_scale
+from tfrec_diffusion.layers.normalization import (
+    layer_norm,
+    masked_softmax,
+    unit_length,
+    unit_scale,
+)
 
 
 def test_unit_scale_by_hand():
@@ -13,6 +18,23 @@ def test_unit_scale_by_hand():
 def test_unit_length_by_hand():
     interests = np.array([[3, 4], [0, 0], [-1e-3, 0]], "f")
     np.testing.assert_allclose(unit_length(interests), [[0.6, 0.8], [0, 0], [-1, 0]], rtol=1e-6)
+
+
+def test_masked_softmax_by_hand():
+    logits = tf.math.log([[1.0, 3.0, 9.0]] * 2)
+    real = np.array([[True, True, False], [False, False, False]])
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        weights = masked_softmax(logits, real)
+        first = weights[:, 0]
+    np.testing.assert_allclose(weights, [[0.25, 0.75, 0], [0, 0, 0]], rtol=1e-6)
+    gradient = tape.gradient(first, logits)
+    np.testing.assert_allclose(gradient, [[3 / 16, -3 / 16, 0], [0, 0, 0]], rtol=1e-5)
+
+
+def test_layer_norm_of_embeddings_as_small_as_initial_ones():
+    x = np.random.default_rng(0).normal(size=(50, 8), scale=0.01)
+    np.testing.assert_allclose(np.std(layer_norm("float32")(x), axis=-1), 1, atol=0.05)
 
 
 def test_random_vectors_of_any_rank():

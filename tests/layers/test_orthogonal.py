@@ -9,9 +9,9 @@ from tfrec_diffusion.layers.orthogonal import OrthogonalChannels, TargetChannel
 def numpy_channels(layer, target):
     """LAPACK's QR, one target at a time, in float64, with the sign of the paper's decision."""
     kernel = layer.kernel.numpy().astype("float64")
-    outputs = np.zeros((*target.shape[:-1], layer.channels, target.shape[-1]))
+    outputs = np.zeros((*target.shape[:-1], layer.num_channels, target.shape[-1]))
     for index in np.ndindex(*target.shape[:-1]):
-        rows = (target[index] @ kernel).reshape(layer.channels, -1)
+        rows = (target[index] @ kernel).reshape(layer.num_channels, -1)
         q, r = np.linalg.qr(rows.T)
         outputs[index] = (q * np.sign(np.diag(r))).T
     return outputs
@@ -164,9 +164,9 @@ def test_symbolic_shape(layer):
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match="`channels` must be a positive integer. Received"):
+    with pytest.raises(ValueError, match="`num_channels` must be a positive integer. Received"):
         OrthogonalChannels(0)
     with pytest.raises(
-        ValueError, match="at most the width of the target, 6. Received: channels=7"
+        ValueError, match="at most the width of the target, 6. Received: num_channels=7"
     ):
         OrthogonalChannels(7).build((None, 6))

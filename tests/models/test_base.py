@@ -1,3 +1,5 @@
+"""What all models share: the registry, requests, and the arguments of `RankingModel`."""
+
 import dataclasses
 
 import keras
@@ -5,7 +7,7 @@ import numpy as np
 import pytest
 
 from tfrec_diffusion import models
-from tfrec_diffusion.models.base import RankingModel
+from tfrec_diffusion.models import RankingModel
 from tfrec_diffusion.schema import Feature
 
 
@@ -65,3 +67,32 @@ def test_one_table_per_schema_table_but_those_of_behaviors_alone(schema):
     assert (gap.name, size.name) == ("gap", "size")
     shapes = [table.embeddings.shape for table in model.tables.values()]
     assert shapes == [(table.rows, table.dim) for table in embedded]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("avg_pooling", {"tower_units": ()}, "`units` must be positive"),
+        ("avg_pooling", {"activation": "tanh"}, "`activation` must be"),
+        ("avg_pooling", {"dropout": "high"}, "`dropout` must be in"),
+        ("avg_pooling", {"embedding_dim": "wide"}, "`dim` must be a positive integer"),
+        ("avg_pooling", {"embedding_stddev": -1}, "`stddev` must be a number"),
+        # Arguments that a model takes for layers of its own as well.
+        ("din", {"activation": "tanh"}, "`activation` must be"),
+        ("twin", {"embedding_stddev": -1}, "`stddev` must be a number"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_refused(name, wrong, message, schema):
+    with pytest.raises(ValueError, match=message):
+        models.create(name, schema=schema, **wrong)
+
+
+def test_a_feature_may_have_any_name(schema):
+    """Layers of models have a dot in their names: see `test_conformance.py`."""
+    features = [
+        dataclasses.replace(feature, name=new)
+        for feature, new in zip(schema.features, ("tower", "logit", "attention"), strict=False)
+    ]
+    renamed = dataclasses.replace(schema, features=(*features, *schema.features[3:]))
+    models.create("din", schema=renamed)

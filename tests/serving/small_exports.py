@@ -2,19 +2,15 @@
 
 import dataclasses
 import os
-import pathlib
 import shutil
-import sys
 
 import keras
 import pytest
+from saved_model_program import compile_program
 from small_models import SMALL, perturb, write_vocabularies
 
 from tfrec_diffusion import models
-from tfrec_diffusion.export import export
-
-sys.path.append(str(pathlib.Path(__file__).parents[2] / "tools"))
-from serving.saved_model_program import compile_program
+from tfrec_diffusion.serving.version import write_version
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None, reason="needs g++ to build a C++ program"
@@ -43,5 +39,5 @@ def export_small(name, schema, directory):
     keras.utils.set_random_seed(0)
     model = models.create(name, schema=schema, **SMALL.get(name, {}))
     perturb(model)
-    version = export(model, directory, directory / "versions")
+    version = write_version(model, directory, directory / "versions")
     return model, schema, version

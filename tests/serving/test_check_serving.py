@@ -2,8 +2,10 @@
 
 import check_serving
 import pytest
+import run_tool
 import tensorflow as tf
-from serving.stand_in import StandIn
+
+from tfrec_diffusion.serving.stand_in_server import StandIn
 
 
 def test_scores_of_every_signature_and_a_wrong_one(exported, monkeypatch):
@@ -27,3 +29,17 @@ def test_scores_of_every_signature_and_a_wrong_one(exported, monkeypatch):
     assert list(largest) == ["gRPC serving_default", "gRPC score",
                              "REST serving_default", "REST score"]  # fmt: skip
     assert max(largest.values()) <= check_serving.TOLERANCE <= 1e-5
+
+
+@pytest.mark.slow
+def test_as_a_user_runs_it(exported):
+    with StandIn({"ranking": exported}) as server:
+        printed = run_tool.run_as_user(
+            *("tools/serving/check_serving.py", f"--export_dir={exported}"),
+            *(f"--address={server.address}", f"--rest_address={server.rest_address}"),
+        )
+    assert [line.split(":")[0] for line in printed.splitlines()] == [
+        f"{protocol} {signature}"
+        for protocol in ("gRPC", "REST")
+        for signature in ("serving_default", "examples", "score")
+    ]

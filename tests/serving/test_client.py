@@ -8,8 +8,11 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from serving import client as clients
-from serving import stand_in
+
+from tfrec_diffusion.serving import client as clients
+from tfrec_diffusion.serving import stand_in_rest
+from tfrec_diffusion.serving.loaded_version import RequestError
+from tfrec_diffusion.serving.stand_in_server import StandIn
 
 LIST, ONE = (None, None), (None,)
 
@@ -93,7 +96,7 @@ def server(tmp_path_factory):
     tf.saved_model.save(old, str(directory / "1"), {"serving_default": old.serving_default})
     names = ("serving_default", "examples", "user_state", "score")
     tf.saved_model.save(new, str(directory / "2"), {name: getattr(new, name) for name in names})
-    with stand_in.StandIn({"counter": directory}) as server:
+    with StandIn({"counter": directory}) as server:
         yield server
 
 
@@ -228,7 +231,7 @@ class Faults:
     def __call__(self, request):
         self.calls += 1
         if self.codes:
-            raise stand_in.RequestError(self.codes.pop(0), "a fault")
+            raise RequestError(self.codes.pop(0), "a fault")
         return self.predict(request)
 
 
@@ -309,10 +312,10 @@ def test_a_server_that_comes_back(server, connect, tmp_path):
     model = Counter()
     tf.saved_model.save(model, str(tmp_path / "1"), {"serving_default": model.serving_default})
     ports = free_port(), free_port()
-    with stand_in.StandIn({"counter": tmp_path}, *ports) as first:
+    with StandIn({"counter": tmp_path}, *ports) as first:
         client = connect(server=first)
         np.testing.assert_array_equal(client.score(REQUEST), SCORES)
-    with stand_in.StandIn({"counter": tmp_path}, *ports):
+    with StandIn({"counter": tmp_path}, *ports):
         np.testing.assert_array_equal(client.score(REQUEST), SCORES)
 
 
@@ -377,7 +380,7 @@ def two_versions(tmp_path_factory):
     for number, model in enumerate([Prices(), PricesOfItems()], 1):
         signatures = {name: getattr(model, name) for name in ("serving_default", "user_state")}
         tf.saved_model.save(model, str(directory / str(number)), signatures)
-    with stand_in.StandIn({"prices": directory}) as server:
+    with StandIn({"prices": directory}) as server:
         yield server
 
 
@@ -432,9 +435,9 @@ def test_an_invalid_request_asks_for_the_signatures_again(
 
 
 def test_rest_keeps_its_connection(server, monkeypatch):
-    accepted, accept = [], stand_in._RestServer.process_request
+    accepted, accept = [], stand_in_rest.RestServer.process_request
     monkeypatch.setattr(
-        stand_in._RestServer, "process_request", lambda *a: accepted.append(a) or accept(*a)
+        stand_in_rest.RestServer, "process_request", lambda *a: accepted.append(a) or accept(*a)
     )
     client = clients.RestClient(server.rest_address, "counter", deadline=60)
     for _ in range(3):

@@ -6,18 +6,13 @@ import numpy as np
 import pytest
 import small_exports
 import tensorflow as tf
-from serving.mixed_requests import (
-    OUTPUT,
-    mixed_requests,
-    score,
-    scoring,
-    signature_inputs,
-    signature_values,
-)
-from serving.saved_model_program import SavedModelProgram
+from incomplete_requests import incomplete_requests
+from saved_model_program import SavedModelProgram
+from version_signatures import score, scoring, signature_inputs, signature_values
 
-from tfrec_diffusion.raw_requests import as_examples
 from tfrec_diffusion.schema import Schema
+from tfrec_diffusion.serving import OUTPUT
+from tfrec_diffusion.serving.example_requests import as_examples
 
 pytestmark = [pytest.mark.slow, small_exports.needs_compiler]
 
@@ -126,7 +121,7 @@ def mutate(rng, inputs, features):
 @pytest.mark.parametrize("seed", range(3))
 def test_scores_or_an_error_and_the_program_lives_on(served, seed):
     rng = np.random.default_rng(seed)
-    good = mixed_requests(served.schema, batch=3, candidates=5, length=12, seed=0)
+    good = incomplete_requests(served.schema, batch=3, candidates=5, length=12, seed=0)
     before = served.scores(good)
     features = served.inputs["serving_default"]
     answered = 0
@@ -134,7 +129,7 @@ def test_scores_or_an_error_and_the_program_lives_on(served, seed):
         signature = str(rng.choice(sorted(served.inputs)))
         batch, candidates, length = (rng.integers(0, most + 1) for most in (3, 6, 30))
         seed = rng.integers(2**31)
-        requests = mixed_requests(served.schema, batch, candidates, length, seed)
+        requests = incomplete_requests(served.schema, batch, candidates, length, seed)
         inputs, fits = mutate(rng, served.of(requests, signature), features)
         try:
             outputs = served.program.run(signature, inputs)
@@ -155,7 +150,7 @@ def test_scores_or_an_error_and_the_program_lives_on(served, seed):
 
 def test_inputs_that_differ_in_length_get_an_error(served):
     """Never a broadcast: not of one candidate beside many, nor of one user's history."""
-    requests = mixed_requests(served.schema, batch=3, candidates=5, length=12, seed=0)
+    requests = incomplete_requests(served.schema, batch=3, candidates=5, length=12, seed=0)
     for signature in served.inputs.keys() - {"examples"}:
         inputs = served.of(requests, signature)
         for name, x in inputs.items():
@@ -168,7 +163,7 @@ def test_inputs_that_differ_in_length_get_an_error(served):
 
 def test_lists_of_an_example_that_differ_in_length_get_an_error(served):
     """Also a user or context feature of two values; an empty list is one of missing values."""
-    requests = mixed_requests(served.schema, batch=3, candidates=5, length=12, seed=0)
+    requests = incomplete_requests(served.schema, batch=3, candidates=5, length=12, seed=0)
     for name in served.inputs["serving_default"]:
         lists = requests[name].reshape(3, -1)
         length = lists.shape[1]
@@ -179,7 +174,7 @@ def test_lists_of_an_example_that_differ_in_length_get_an_error(served):
 
 
 def test_errors_name_what_is_wrong(served):
-    requests = mixed_requests(served.schema, batch=1, candidates=1, length=1, seed=0)
+    requests = incomplete_requests(served.schema, batch=1, candidates=1, length=1, seed=0)
     inputs = served.of(requests, "serving_default")
     without = {name: x for name, x in inputs.items() if name != "item"}
     for wrong, message in (

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import small_exports
 import tensorflow as tf
-from serving.client import GrpcClient
-from serving.mixed_requests import mixed_requests, score, scoring, signature_inputs
-from serving.saved_model_program import SavedModelProgram
-from serving.stand_in import StandIn
+from incomplete_requests import incomplete_requests
+from saved_model_program import SavedModelProgram
 from small_models import VOCABULARIES
+from version_signatures import score, scoring, signature_inputs
 
 from tfrec_diffusion.models import MODELS
 from tfrec_diffusion.models.base import RankingModel
 from tfrec_diffusion.schema import Schema
+from tfrec_diffusion.serving.client import GrpcClient
+from tfrec_diffusion.serving.stand_in_server import StandIn
 
 pytestmark = [pytest.mark.slow, small_exports.needs_compiler]
 
@@ -79,7 +80,7 @@ def assert_close(actual, desired):
 
 @pytest.mark.parametrize("length", [0, 1, 12, 30])
 def test_histories_empty_as_long_as_trained_and_longer(served, length):
-    request = mixed_requests(served.schema, batch=6, candidates=5, length=length, seed=0)
+    request = incomplete_requests(served.schema, batch=6, candidates=5, length=length, seed=0)
     of_python = expected(served, request)
     for scores in served.scores(request).values():
         assert_close(scores, of_python)
@@ -87,7 +88,7 @@ def test_histories_empty_as_long_as_trained_and_longer(served, length):
 
 @pytest.mark.parametrize("candidates", [0, 1, 2, 99, 2000])
 def test_any_number_of_candidates(served, candidates):
-    request = mixed_requests(served.schema, batch=2, candidates=candidates, length=12, seed=0)
+    request = incomplete_requests(served.schema, batch=2, candidates=candidates, length=12, seed=0)
     of_python = expected(served, request)
     assert of_python.shape == (2, candidates)
     for scores in served.scores(request).values():
@@ -115,7 +116,7 @@ def test_values_unknown_and_missing(served):
 
 
 def test_users_and_candidates_do_not_see_each_other(served):
-    request = mixed_requests(served.schema, batch=5, candidates=100, length=20, seed=0)
+    request = incomplete_requests(served.schema, batch=5, candidates=100, length=20, seed=0)
     of_candidates = {feature.name for feature in served.schema.group("candidate")}
     for name, together in served.scores(request).items():
         alone = [{key: x[i : i + 1] for key, x in request.items()} for i in range(5)]
@@ -127,7 +128,7 @@ def test_users_and_candidates_do_not_see_each_other(served):
 
 def test_two_processes_and_two_calls_give_the_same_bits(served, binary):
     sizes = ((1, 100, 12), (7, 3, 20))
-    requests = [mixed_requests(served.schema, *size, seed=0) for size in sizes]
+    requests = [incomplete_requests(served.schema, *size, seed=0) for size in sizes]
     with SavedModelProgram(binary, served.version) as other:
         for request in requests:
             first, again = served.scores(request), served.scores(request)
@@ -137,7 +138,7 @@ def test_two_processes_and_two_calls_give_the_same_bits(served, binary):
 
 
 def test_over_grpc(served):
-    request = mixed_requests(served.schema, batch=1, candidates=20, length=12, seed=1)
+    request = incomplete_requests(served.schema, batch=1, candidates=20, length=12, seed=1)
     of_python = expected(served, request)[0]
     alone = {name: values[0] for name, values in request.items()}
     with StandIn({"model": served.version.parent}) as server:

@@ -4,11 +4,15 @@ import functools
 
 import numpy as np
 import pytest
+import run_tool
 import small_exports
+import soak
 import tensorflow as tf
-from serving import soak
-from serving.mixed_requests import OUTPUT, mixed_requests, signature_inputs
-from serving.saved_model_program import SavedModelProgram
+from incomplete_requests import incomplete_requests
+from saved_model_program import SavedModelProgram
+from version_signatures import signature_inputs
+
+from tfrec_diffusion.serving import OUTPUT
 
 SIZES = soak.Sizes(batch=2, candidates=4, length=20)
 INPUTS = {"serving_default": ["item", "user"]}
@@ -47,7 +51,7 @@ class Program:
 @pytest.fixture(scope="module")
 def make(schema, tmp_path_factory):
     known = small_exports.with_vocabularies(schema, tmp_path_factory.mktemp("schema"))
-    return functools.partial(mixed_requests, known)
+    return functools.partial(incomplete_requests, known)
 
 
 def test_a_program_as_it_should_be_passes(make):
@@ -89,3 +93,15 @@ def test_a_model_passes(make, exported, tmp_path_factory):
         report = soak.soak(program, signature_inputs(version), make, few, count=400)
     assert (report.changed, report.unnoticed) == (0, 0)
     assert report.passed(allowed_mb=2)
+
+
+@pytest.mark.slow
+@small_exports.needs_compiler
+def test_the_command_says_what_it_found(exported, monkeypatch, tmp_path_factory):
+    binary = small_exports.compiled(tmp_path_factory)
+    monkeypatch.setattr(soak, "compile_program", lambda directory: binary)
+    printed = run_tool.run(
+        soak, f"--export_dir={exported}", "--requests=20", "--candidates=2", "--batch_size=2",
+        "--allowed_mb=1000",
+    )  # fmt: skip
+    assert "scores that changed: 0; broken requests with scores: 0" in printed

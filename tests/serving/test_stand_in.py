@@ -9,14 +9,15 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from serving import stand_in
-from serving.stand_in import StandIn
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     predict_pb2,
     prediction_log_pb2,
     prediction_service_pb2_grpc,
 )
+
+from tfrec_diffusion.serving import stand_in
+from tfrec_diffusion.serving.stand_in_server import StandIn
 
 
 class Doubler(tf.Module):

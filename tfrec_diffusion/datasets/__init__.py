@@ -1,30 +1,23 @@
-"""The data sets by name; each is imported when it is asked for."""
+"""The data sets by name; a data set's module is imported when it is asked for."""
 
 import importlib
 
-_BUILDERS = {
-    "alibaba": "alibaba.Alibaba",
-    "amazon_books": "amazon_books.AmazonBooks",
-    "clustered": "clustered.Clustered",
-    "ele_me": "ele_me.EleMe",
-    "logs": "logs.Logs",
-    "synthetic": "synthetic.Synthetic",
-    "taobao": "taobao.Taobao",
-}
-
-
-def names():
-    """Names of the data sets."""
-    return sorted(_BUILDERS)
+from tfrec_diffusion.names import DATASETS
 
 
 def builder_class(name):
-    """The `RequestBuilder` subclass of a data set.
+    """The class that prepares a data set.
+
+    Args:
+        name: str. A key of `names.DATASETS`.
+
+    Returns:
+        A subclass of `requests.RequestBuilder`.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If there is no data set of that name.
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"`dataset` must be one of {names()}. Received: {name!r}")
-    module, _, class_name = _BUILDERS[name].partition(".")
+    if name not in DATASETS:
+        raise ValueError(f"`dataset` must be one of {sorted(DATASETS)}. Received: {name!r}")
+    module, _, class_name = DATASETS[name].partition(".")
     return getattr(importlib.import_module(f"{__name__}.{module}"), class_name)

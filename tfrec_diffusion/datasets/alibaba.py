@@ -1,4 +1,4 @@
-"""Alibaba display advertising (Tianchi 56): four files joined, one request per impression."""
+"""Alibaba display advertising (Tianchi 56): joins four files, with one request per impression."""
 
 import datetime
 import functools
@@ -6,7 +6,7 @@ import functools
 import tensorflow_datasets as tfds
 
 from tfrec_diffusion import schema
-from tfrec_diffusion.datasets import impressions, requests, tables, vocabularies
+from tfrec_diffusion.datasets import impressions, records, requests, tables, vocabularies
 
 _SOURCE = "https://tianchi.aliyun.com/dataset/56"
 _PROFILE = (
@@ -14,7 +14,7 @@ _PROFILE = (
     *("shopping_level", "occupation", "new_user_class_level"),
 )
 _AD = ("cate_id", "campaign_id", "customer", "brand", "price")
-# Columns of the behaviors, by the table of the ad's feature that they are compared with.
+# Columns of the behaviors by the ad's feature with which they share a table.
 _BEHAVIOR = {"cate_id": "cate", "brand": "brand"}
 _TYPES = {"price": "FLOAT", "pid": "VARCHAR"}  # of all others: BIGINT
 _DTYPES = {"pid": "string"}
@@ -33,27 +33,30 @@ _VALIDATION, _TEST, _END = _midnight(5, 12), _midnight(5, 13), _midnight(5, 14)
 
 
 class Alibaba(requests.RequestBuilder):
-    """Impressions of `raw_sample.csv` with their ad, their user's profile and behaviors.
+    """Impressions of `raw_sample.csv` with their ad and their user's profile and behaviors.
 
     The raw files `raw_sample.csv`, `ad_feature.csv`, `user_profile.csv` and `behavior_log.csv` are
-    plain or gzipped; features have the names of their columns. Where an ad or a user has no row,
-    its features are missing.
+    plain or gzipped. Features have the names of their columns. The features of an ad or a user
+    without a row are missing.
 
     The history of an impression holds the category and brand of the user's behaviors in earlier
-    seconds than its own, newest last, those of the same second in the order of category, brand and
-    kind; a behavior that the log repeats counts once. Page views, favorites, carts and purchases
-    all count; which of them a behavior was is left out, as in DiffuMIN: a fourth more to store.
+    seconds, newest last. Behaviors of the same second are sorted by category, brand and kind, and a
+    behavior that the log repeats counts once. Page views, favorites, carts and purchases all count.
+    Which of these a behavior was is left out, as in DiffuMIN; it would take a fourth more to store.
 
-    By days of China, 6 to 11 May 2017 train, 12 May validates, 13 May tests. Vocabularies and
-    intervals come from the impressions and behaviors before the end of training.
+    In China's time zone, 6 to 11 May 2017 are for training, 12 May for validation and 13 May for
+    the test. Vocabularies and intervals come from the impressions and behaviors before the end of
+    training.
 
     Args:
-        raw_dir: Directory of the raw files.
-        data_dir: Root of the prepared data sets.
-        history_length: Longest history; the newest behaviors are kept.
-        min_count: How often training must see a value to give it a row of its own.
-        train_on_validation: Whether training takes 12 May, too, as in the papers: for the last run
-            of settings that were chosen without. The validation split stays, but tells nothing.
+        raw_dir: str or `pathlib.Path`. Directory of the raw files.
+        data_dir: str or `pathlib.Path`. Root of the prepared data sets.
+        history_length: int. Longest history; the newest behaviors are kept. Defaults to `1500`.
+        min_count: int. How often training must see a value to give it a row of its own. Defaults
+            to `2`.
+        train_on_validation: bool. Whether 12 May is for training as well, as in the papers. This is
+            meant for the last run, with settings that were chosen without it: there is still a
+            validation split, but it tells nothing. Defaults to `False`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -118,13 +121,13 @@ class Alibaba(requests.RequestBuilder):
             "validation": (_VALIDATION, _TEST),
             "test": (_TEST, _END),
         }
-        splits = {name: requests.Split(encoder(span=span), parts) for name, span in spans.items()}
+        splits = {name: records.Split(encoder(span=span), parts) for name, span in spans.items()}
         return schema_, vocabs, splits
 
     # Loading
 
     def _load_impressions(self, database, paths):
-        """Fills `impressions`, as `impressions.Encoder` reads it, with what is usable, joined."""
+        """Fills the table `impressions` with usable rows, as `impressions.Encoder` reads them."""
         names = ("user", "time_stamp", "adgroup_id", "pid", "nonclk", "clk")
         database.load("raw_sample", [paths["raw_sample"]], _typed(names))
         _drop_missing(database, "raw_sample", "user", "adgroup_id")
@@ -158,7 +161,7 @@ class Alibaba(requests.RequestBuilder):
             database.execute(f"DROP TABLE {table}")
 
     def _load_behaviors(self, database, path):
-        """Fills `behaviors`, as `impressions.Encoder` reads it, with what is usable, once each."""
+        """Fills the table `behaviors` with usable, distinct rows for `impressions.Encoder`."""
         types = _typed(("user", "time_stamp", "cate", "brand")) | {"btag": "VARCHAR"}
         database.load("behavior_log", [path], types, lenient=("brand",))
         _drop_missing(database, "behavior_log", "user", "cate")
@@ -168,7 +171,7 @@ class Alibaba(requests.RequestBuilder):
             "coalesce(btag, '') NOT IN ('pv', 'fav', 'cart', 'buy')",
             "btag none of pv, fav, cart, buy",
         )
-        # The log's own order is not kept: sorted by all columns, what is distinct has but one.
+        # Sorted by all columns, distinct rows have just one order. That of the log is not kept.
         database.execute(
             'CREATE TABLE behaviors AS SELECT DISTINCT "user", time_stamp AS time, '
             f"cate AS f_history_cate, {_or_missing('brand', 'brand')} AS f_history_brand, btag "
@@ -183,7 +186,7 @@ class Alibaba(requests.RequestBuilder):
     # Encoding
 
     def _vocabulary(self, database, name, train_until):
-        """What turns a table's raw values into rows, from what training may see."""
+        """Maps the raw values of a table to rows, by what training may see."""
         seen = f"SELECT f_{name} AS value FROM impressions WHERE time < {train_until}"
         if name in _BEHAVIOR:
             column = f"f_history_{_BEHAVIOR[name]}"
@@ -226,7 +229,7 @@ def _drop_outside(database, table, first, days):
 
 
 def _load_side(database, table, path, key, names):
-    """Loads a file of one row per key; of rows with the same key the first is used."""
+    """Loads a file with one row per key. Of several rows with the same key, the first counts."""
     # The last column of user_profile.csv has a name that ends in a blank.
     spelled = {name.strip(): name for name in tables.column_names(path)}
     types = {spelled.get(name, name): kind for name, kind in _typed((key, *names)).items()}

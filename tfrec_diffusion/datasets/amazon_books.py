@@ -1,8 +1,9 @@
-"""Amazon Books (McAuley, 2014): the two files that reviews and categories stand in."""
+"""Amazon Books (McAuley, 2014): next-item requests from a file of reviews and one of categories."""
 
 import ast
 import collections
 import csv
+import functools
 import json
 import re
 
@@ -12,46 +13,31 @@ from tfrec_diffusion.datasets import next_item, tables
 
 _SOURCE = "http://jmcauley.ucsd.edu/data/amazon/"
 _SECONDS = range(2**63)
-_PLACES = 5  # of each reason that are reported
-# How lines of the metadata begin: what so narrow a pattern finds needs no parsing.
+_PLACES = 5  # that are reported for each reason
+# Beginning of most lines of the metadata. It is so narrow a pattern that it needs no parser.
 _FIRST_ASIN = re.compile(rb"\{'asin': '(\w+)'")
 
 
 class AmazonBooks(next_item.NextItem):
     """Next-item requests from `reviews_Books_5.json` and `meta_Books.json`, plain or `.gz`.
 
-    Arguments and splits are those of `NextItem`. A behavior is a review. The files tell its day
-    only, so those of one day are in the order of the file and count as history of each other, as in
-    DIEN. A book without metadata has a missing category.
+    Arguments and splits are those of `next_item.NextItem`, but `history_length` defaults to `100`
+    and `protocol` to `"by_user"`, the protocol of DIEN and HierDiffuse: each user has one positive,
+    the last review, and one negative, and the users of the test are not those of training.
 
-    The default protocol is `"by_user"`, DIEN's and HierDiffuse's: one positive, the last review,
-    and one negative of each user, and the users of the test are not those of training.
+    A behavior is a review. The files tell only its day, so reviews of one day are in the order of
+    the file and count as history of each other, as in DIEN. A book without metadata has a missing
+    category.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     dtype = "string"
     exact_times = False
 
-    def __init__(
-        self,
-        *,
-        raw_dir,
-        data_dir,
-        history_length=100,
-        min_count=1,
-        protocol="by_user",
-        train_positives=1,
-        popularity_tiers=2,
-    ):
-        super().__init__(
-            raw_dir=raw_dir,
-            data_dir=data_dir,
-            history_length=history_length,
-            min_count=min_count,
-            protocol=protocol,
-            train_positives=train_positives,
-            popularity_tiers=popularity_tiers,
-        )
+    # `prepare --set` and `options` read names and defaults from this signature.
+    __init__ = functools.partialmethod(
+        next_item.NextItem.__init__, history_length=100, protocol="by_user"
+    )
 
     def load(self, database):
         """See `NextItem.load`."""
@@ -79,7 +65,7 @@ class AmazonBooks(next_item.NextItem):
         self.report.note("books without category", len(books) - known)
 
     def _load(self, database, table, path, parse, columns):
-        """Loads a raw file whose format DuckDB cannot read; `parse` makes a row of a line."""
+        """Loads a raw file whose format DuckDB cannot read; `parse` turns a line into a row."""
         rows = self.scratch / f"usable lines of {path.name}.csv"
         unusable = collections.Counter()
         places = collections.defaultdict(list)
@@ -124,7 +110,7 @@ class _NotNeededError(Exception):
 
 
 def _parse_review(line):
-    """User, item and time of a line of JSON."""
+    """User, item and time of a review, a line of JSON."""
     review = _parse(line, json.loads, "JSON")
     time = review.get("unixReviewTime")
     # A bool is an int to Python.
@@ -134,8 +120,8 @@ def _parse_review(line):
 
 
 def _parse_metadata(line, books):
-    """Item and category of a line that is a Python literal; of the `books` only."""
-    # Six in seven lines are of others: parsing those too would take minutes more.
+    """Item and category of one of the `books`, from a line that is a Python literal."""
+    # Six in seven lines are about other books, and it would take minutes to parse them as well.
     begins = _FIRST_ASIN.match(line)
     if begins and begins[1] not in books:
         raise _NotNeededError("book without a review")
@@ -161,7 +147,7 @@ def _parse(line, parse, kind):
 
 
 def _text(value, name):
-    # Escapes can spell what files of ids cannot hold: line breaks, zeros, half characters.
+    # Escapes can spell what a vocabulary file cannot hold: line breaks, zeros, half characters.
     if not isinstance(value, str) or not value.isprintable() or not value:
         raise _BadLineError(f"no {name}")
     return value

@@ -1,6 +1,6 @@
-"""Encodes and writes requests with Apache Beam (extra `beam`), on a cluster as a rule.
+"""Encodes and writes requests with Apache Beam (extra `beam`), usually on a cluster.
 
-What Beam's workers share with this process is a file system: that of the prepared data sets.
+Beam's workers and this process must share a file system, that of the prepared data sets.
 """
 
 import collections
@@ -14,20 +14,20 @@ _COUNTS = "counts"
 
 
 def write(splits, encode, writers, scratch, options):
-    """Encodes the parts of splits and writes their records; returns when all is written.
+    """Encodes the parts of all splits and writes their records; returns when all is written.
 
-    The records and their order are those of a preparation without Beam; TFDS may cut them into
-    shards elsewhere.
+    The records and their order are those of a preparation without Beam, but TFDS may cut them into
+    shards at other places.
 
     Args:
-        splits: dict of `requests.Split` by name.
-        encode: `requests.RecordEncoder`.
-        writers: dict of TFDS's `BeamWriter` by split.
-        scratch: Directory for temporary files, which all workers see.
-        options: list of Beam's pipeline options.
+        splits: dict of `records.Split` by name.
+        encode: `records.RecordEncoder`. Encoder of the data set.
+        writers: dict of TFDS's `BeamWriter` by name of the split.
+        scratch: `pathlib.Path`. Directory for temporary files, which all workers see.
+        options: list of str. Pipeline options of Beam.
 
     Returns:
-        dict of a `collections.Counter` by split, as `requests.RecordEncoder` counts.
+        dict of a `collections.Counter` by name of the split, as `records.RecordEncoder` fills it.
 
     Raises:
         OSError: If a worker fails.
@@ -42,7 +42,17 @@ def write(splits, encode, writers, scratch, options):
 
 
 def make_pipeline(options):
-    """A `beam.Pipeline` of such options; what is wrong with them is a `ValueError`."""
+    """Makes a pipeline.
+
+    Args:
+        options: list of str. Pipeline options of Beam.
+
+    Returns:
+        `beam.Pipeline`.
+
+    Raises:
+        ValueError: If the options are wrong.
+    """
     return beam.Pipeline(options=PipelineOptions(options))
 
 
@@ -72,10 +82,10 @@ def _counts_path(scratch, split):
 
 
 class _Encode(beam.DoFn):
-    """A part to its records, and to what they are counted as.
+    """Encodes a part: its records are the main output, their counts another.
 
     Args:
-        path: Of the pickled split and encoder.
+        path: str. Path of the pickled split and encoder.
     """
 
     def __init__(self, path):
@@ -94,7 +104,7 @@ class _Encode(beam.DoFn):
 
 
 class _Write(beam.PTransform):
-    """What TFDS's writer does with records, under a name of its own."""
+    """Writes records with TFDS's writer, as one step of the pipeline that can be named."""
 
     def __init__(self, writer):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A prepared data set again, with the older part of each history in clusters, as TWIN-V2 has it.
+"""A prepared data set with the older part of each history replaced by clusters, as in TWIN-V2.
 
 Si et al., "TWIN V2: Scaling Ultra-Long User Behavior Sequence Modeling for Enhanced CTR Prediction
 at Kuaishou", CIKM 2024, its section on hierarchical clustering.
@@ -14,9 +14,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from tfrec_diffusion import schema as schema_lib
-from tfrec_diffusion.datasets import clustering, requests, vocabularies
+from tfrec_diffusion.datasets import clustering, records, requests, vocabularies
 from tfrec_diffusion.input_pipeline import RequestData
-from tfrec_diffusion.runs import check_same_data, load_model
+from tfrec_diffusion.training.run_directory import RunDirectory, check_same_data
 
 _SIZE = "history_size"
 _BATCH = 1024
@@ -25,28 +25,31 @@ _BATCH = 1024
 class Clustered(requests.RequestBuilder):
     """The requests of a prepared data set, with virtual behaviors in place of old ones.
 
-    A virtual behavior stands for a cluster. All its features are those of the member nearest to the
-    centroid (the paper averages those that are numbers; here they are rows of tables, and what is
-    known of one true behavior fits together). The behavior feature `history_size` says how many
-    members there are: its row less 1; it is 1 for a true behavior. Virtual behaviors come before
+    A virtual behavior stands for a cluster, with all features of the member that is nearest to the
+    centroid. (The paper averages features that are numbers. Here they are rows of tables, and the
+    features of one true behavior go together.) The row of the behavior feature `history_size`,
+    less 1, is the number of members, which is 1 for a true behavior. Virtual behaviors come before
     the true ones, in the order of their newest members.
 
-    As one refreshes clusters in production, not at each request, a user's older behaviors are
-    clustered anew whenever there are `recent` more: of a history of n behaviors the first c are
-    clustered, c the greatest multiple of `recent` up to n - `recent`. Equal older parts are
-    clustered once. Only histories that the source has cut at its `history_length` change their
-    older part with every behavior: let the source keep all that is to be clustered.
+    As in production, where clusters are not refreshed at each request, a user's older behaviors are
+    clustered anew whenever `recent` more have come: of n behaviors the first c are clustered, where
+    c is the greatest multiple of `recent` that is at most n - `recent`. Older parts that are equal
+    are clustered only once. If the source has cut a history at its `history_length`, the older part
+    changes with every behavior, so the source should keep everything that is to be clustered.
 
     Args:
-        raw_dir: Directory of the prepared data set.
-        data_dir: Root of the prepared data sets; this one goes to
-            <data_dir>/clustered/<name in the schema of that data set>/<version>.
-        model_dir: Directory of a model trained on that data set. Its embeddings of the history
-            features, side by side, are what is clustered.
-        recent: Newest behaviors that are never clustered, at least.
-        max_size: Largest cluster.
-        group_feature: Name of a history or behavior feature that all members of a cluster have the
-            same value of (the paper: of how much of a video was played). `None`: of none.
+        raw_dir: str or `pathlib.Path`. Directory of the prepared data set, the source.
+        data_dir: str or `pathlib.Path`. Root of the prepared data sets. This one is written to
+            `<data_dir>/clustered/<name in the source's schema>/<version>`.
+        model_dir: str or `pathlib.Path`. Directory of a model that was trained on the source. Its
+            embeddings of the history features, concatenated, are clustered. It must be given.
+            Defaults to `None`, which is an error.
+        recent: int. How many of the newest behaviors are never clustered, at least. Defaults to
+            `20`.
+        max_size: int. Size of the largest cluster. Defaults to `20`.
+        group_feature: str or `None`. Name of a history or behavior feature that must be the same
+            for all members of a cluster; in the paper, how much of a video was played. If `None`,
+            there is none. Defaults to `None`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -82,7 +85,7 @@ class Clustered(requests.RequestBuilder):
 
     @property
     def features(self):
-        """Those of the source, and `history_size`."""
+        """tuple of `schema.Feature`s: those of the source, and `history_size`."""
         return (*self._source.schema.features, schema_lib.Feature(_SIZE, "behavior", "size"))
 
     def convert(self):
@@ -93,7 +96,7 @@ class Clustered(requests.RequestBuilder):
             source.schema,
             features=self.features,
             tables=(*source.schema.tables, sizes.table()),
-            # Known before the first request is written: models are as long as this.
+            # It must be known before the first request is written.
             history_length=max(1, *(self._cluster(split) for split in source.splits)),
         )
         reachable = {split: source.best_reachable(split) for split in source.splits}
@@ -107,10 +110,10 @@ class Clustered(requests.RequestBuilder):
             if table.kind == "vocabulary"
         }
         encode = functools.partial(_requests, self.raw_dir, self._shorten, sizes)
-        return schema, vocabs, {name: requests.Split(encode, [name]) for name in source.splits}
+        return schema, vocabs, {name: records.Split(encode, [name]) for name in source.splits}
 
     def _cluster(self, split):
-        """Makes the clusters of a split; the length of its longest history with them."""
+        """Makes the clusters of a split; returns the length of its longest history with them."""
         total = self._source.num_requests(split)
         self.report.read(
             f"{self._source.schema.name} {self._source.directory.name}, {split}", total
@@ -123,15 +126,17 @@ class Clustered(requests.RequestBuilder):
 
 
 class _Shortening:
-    """Which behaviors of a history are left, and for how many each stands.
+    """Chooses the behaviors of a history that remain, and how many each stands for.
 
     Args:
-        of_behaviors: Names of the history and behavior features.
-        embeddings: Tables of the history features by name, (rows, dim).
-        recent, max_size, group_feature: As in `Clustered`.
+        of_behaviors: list of str. Names of the history and behavior features.
+        embeddings: dict of float arrays of shape (rows, dim) by name of the history feature.
+        recent: int. As in `Clustered`.
+        max_size: int. As in `Clustered`.
+        group_feature: str or `None`. As in `Clustered`.
 
     Attributes:
-        clusters: Virtual behaviors of each older part that came up, by its digest.
+        clusters: dict of the virtual behaviors of every older part so far, by its digest.
     """
 
     def __init__(self, of_behaviors, embeddings, recent, max_size, group_feature):
@@ -143,7 +148,7 @@ class _Shortening:
         self.clusters = {}
 
     def __call__(self, history):
-        """Places in the history, (k,), and numbers of behaviors, (k,)."""
+        """Positions in the history, (k,), and how many behaviors each stands for, (k,)."""
         length = len(history[self._of_behaviors[0]])
         older = max(0, length - self._recent) // self._recent * self._recent
         members, sizes = self._virtual({name: history[name][:older] for name in self._of_behaviors})
@@ -151,7 +156,7 @@ class _Shortening:
         return np.concatenate([members, recent]), np.concatenate([sizes, np.ones_like(recent)])
 
     def _virtual(self, older):
-        """`clustering.virtual_behaviors`, once for equal behaviors."""
+        """`clustering.virtual_behaviors`, called once for equal behaviors."""
         compared = [older[name] for name in self._embeddings]
         if self._group_feature is None:
             groups = np.zeros(len(compared[0]), np.int32)
@@ -167,23 +172,23 @@ class _Shortening:
 
 
 class _VocabularyFile:
-    """A vocabulary that is kept as it is."""
+    """A vocabulary of the source, which stays as it is."""
 
     def __init__(self, path):
         self._path = pathlib.Path(path)
 
     def save(self, directory):
-        """Copies it to `directory`/vocabularies."""
+        """Copies the file, as `vocabularies.Vocabulary.save` would write it."""
         path = pathlib.Path(schema_lib.vocabulary_path(directory, self._path.stem))
         path.parent.mkdir(exist_ok=True)
         shutil.copyfile(self._path, path)
 
 
 def _history_embeddings(model_dir, schema):
-    """A trained model's embedding table of each history feature, by the feature's name."""
-    model = load_model(model_dir)
-    trained = schema_lib.Schema.load(model_dir)
-    # Shorter histories in training change nothing of what a row means.
+    """The embedding table of each history feature in a trained model, by name of the feature."""
+    directory = RunDirectory(model_dir)
+    model, trained = directory.load_model(), directory.schema
+    # Rows mean the same if the model was trained on shorter histories.
     check_same_data(trained, dataclasses.replace(schema, history_length=trained.history_length))
     return {
         feature.name: model.tables[feature.table].embeddings.numpy()
@@ -192,7 +197,7 @@ def _history_embeddings(model_dir, schema):
 
 
 def _read(data, split, features):
-    """The requests of a split as `RequestBuilder.convert` describes them, some features of each."""
+    """Yields the requests of a split as in `records.Split`, with some of their features."""
     schema = data.schema
     for inputs, labels, weights, group_ids in data.batches(split, _BATCH, with_group_id=True):
         rows = {feature: inputs[feature.name].numpy() for feature in features}
@@ -213,7 +218,7 @@ def _read(data, split, features):
 
 
 def _requests(source_dir, shorten, sizes, split):
-    """The requests of a split of the source, with shorter histories."""
+    """Yields the requests of a split of the source, with shorter histories."""
     source = RequestData(source_dir)
     of_behaviors = [feature.name for feature in source.schema.group("history", "behavior")]
     for number, request in enumerate(_read(source, split, source.schema.features)):

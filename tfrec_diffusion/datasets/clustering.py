@@ -1,22 +1,22 @@
-"""Hierarchical clustering of a user's behaviors: algorithm 1 of TWIN-V2, for `clustered.py`."""
+"""Hierarchical clustering of a user's behaviors (TWIN-V2, algorithm 1), for `clustered.py`."""
 
 import numpy as np
 
-_ITERATIONS = 100  # of k-means, at most; it mostly comes to rest within ten
+_ITERATIONS = 100  # of k-means at most, which usually ends within ten
 
 
 def virtual_behaviors(points, groups, max_size):
     """Clusters behaviors, and chooses one to stand for each cluster.
 
     Args:
-        points: (n, dim) floats, a behavior each, oldest first.
-        groups: (n,) integers; behaviors with different ones are never in one cluster.
-        max_size: Largest cluster.
+        points: float array of shape (n, dim). The behaviors' embeddings, oldest first.
+        groups: int array of shape (n,). Behaviors of different groups are never in one cluster.
+        max_size: int. Size of the largest cluster.
 
     Returns:
-        The members nearest to their clusters' centroids, the newest of equally near ones: (k,)
-        indices; and the sizes of the clusters: (k,). Clusters are in the order of their newest
-        members.
+        Tuple of two int64 arrays of shape (k,), with the clusters in the order of their newest
+        members: the index of the member that is nearest to the cluster's centroid (the newest one
+        if several are equally near), and the size of the cluster.
     """
     points = np.asarray(points, np.float64)
     clusters = [
@@ -30,15 +30,16 @@ def virtual_behaviors(points, groups, max_size):
 
 
 def hierarchical_clusters(points, max_size):
-    """Parts points by k-means, and the parts again, until none has more than `max_size`.
+    """Splits points by k-means, and then the clusters, until none has more than `max_size` points.
+
+    Points that are all the same, which k-means cannot separate, are cut in their order.
 
     Args:
-        points: (n, dim) floats.
-        max_size: Largest cluster; so few points are left together.
+        points: float array of shape (n, dim).
+        max_size: int. Size of the largest cluster. At most so many points are never split.
 
     Returns:
-        List of increasing (size,) indices, each point in one of them. Points that k-means cannot
-        part, as they are all the same, are cut in their order.
+        list of int64 arrays of shape (size,), the increasing indices of each cluster's points.
     """
     clusters, parts = [], [np.arange(len(points))]
     while parts:
@@ -55,11 +56,14 @@ def hierarchical_clusters(points, max_size):
 
 
 def k_means(points, count):
-    """Labels of points, (n,), by k-means; the same points always get the same labels.
+    """Clusters points by k-means; the same points always get the same labels.
 
     Args:
-        points: (n, dim) floats.
-        count: Number of clusters; some may be empty.
+        points: float array of shape (n, dim).
+        count: int. Number of clusters, of which some may be empty.
+
+    Returns:
+        int64 array of shape (n,). The label of each point.
     """
     centers = _spread_centers(points, count)
     labels = None
@@ -74,7 +78,7 @@ def k_means(points, count):
 
 
 def _spread_centers(points, count):
-    """`count` of the points, drawn by their squared distance to those drawn before (k-means++)."""
+    """Draws `count` points by their squared distances to those drawn before (k-means++)."""
     random = np.random.default_rng(0)
     centers = points[random.integers(len(points))][None]
     while len(centers) < count:

@@ -1,4 +1,4 @@
-"""Ele.me's raw files (Tianchi 131047), one request per impression."""
+"""Ele.me (Tianchi 131047): one request per impression of the raw files."""
 
 import datetime
 import pathlib
@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from pyarrow import parquet
 
 from tfrec_diffusion import schema as schema_lib
-from tfrec_diffusion.datasets import requests, tables, vocabularies
+from tfrec_diffusion.datasets import records, requests, tables, vocabularies
 from tfrec_diffusion.schema import Feature, Schema
 
 COLUMNS = (
@@ -46,22 +46,29 @@ _INTEGERS = frozenset({"gender", "is_supervip", "hours", "weekdays", "hours_list
 _NUMBERS = frozenset(
     {"avg_price", "ctr_30", "ord_30", "total_amt_30", "rank_7", "rank_30", "rank_90"}
 )
-# Integers as the raw files write them, each of which may be missing.
+# Patterns of an integer, which may be missing, and of a list of them in the raw files.
 _INTEGER = r"(-?[0-9]{1,15}(\.0*)?)?"
 _INTEGER_LIST = rf"{_INTEGER}(;{_INTEGER})*"
 _BUCKETS = 20
-# SQL that rounds a number: enough for quantiles, and few enough distinct values to count.
+# SQL that rounds a number to three digits: exact enough for quantiles, and few values to count.
 _UNIT = "pow(10, floor(log10(abs(nullif(value, 0)))) - 2)"
 _THREE_DIGITS = f"coalesce(round_even(value / {_UNIT}, 0) * {_UNIT}, 0)"
 _TIERS = {"item_id": 2}  # of popularity, by table
-_BATCH_ROWS = 8192  # that are encoded at once
-_PART_GROUPS = 4  # of so many rows, that one worker encodes
+_BATCH_ROWS = 8192  # that are encoded at once, and stand in one row group of a Parquet file
+_PART_GROUPS = 4  # row groups in one part
 _VALIDATION_DAY, _TEST_DAY = 7, 8
 _DAY_0 = (datetime.date(2022, 3, 31) - datetime.date(1970, 1, 1)).days
 
 
 def split_days(train_days):
-    """The days of each split, of which the `train_days` before day 7 train: dict of ranges."""
+    """The days of each split.
+
+    Args:
+        train_days: int. How many days before day 7 are for training.
+
+    Returns:
+        dict of range by name of the split.
+    """
     return {
         "train": range(_VALIDATION_DAY - train_days, _VALIDATION_DAY),
         "validation": range(_VALIDATION_DAY, _TEST_DAY),
@@ -70,7 +77,14 @@ def split_days(train_days):
 
 
 def day_files(raw_dir, day):
-    """The files of a day, in the order of their numbers.
+    """Finds the files of a day.
+
+    Args:
+        raw_dir: str or `pathlib.Path`. Directory of the raw files.
+        day: int. Day of April 2022.
+
+    Returns:
+        list of `pathlib.Path`, in the order of the files' numbers.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -87,32 +101,36 @@ def day_files(raw_dir, day):
 
 
 class EleMe(requests.RequestBuilder):
-    """Ele.me's impressions: files `D<day>_<part>.csv` of 39 columns without a header.
+    """Ele.me's impressions, from files `D<day>_<part>.csv` of 39 columns without a header.
 
-    A feature of a raw column has its name. Of each behavior the shop, item, category, area (aoi)
-    and hour are read, as in the configuration that DiffuMIN's authors released; of the user, the
-    candidate and the context all columns but the user's id (one row per user would learn the labels
-    by heart), geohashes (the area says it more coarsely), the candidate's city (the user's, but for
-    a few) and the exact time. Averages, amounts, rates and ranks are cut at quantiles of the
+    The features have the names of the raw columns. Of a behavior they are the shop, item, category,
+    area (aoi) and hour, as in the configuration that DiffuMIN's authors released. Of the user, the
+    candidate and the context they are all columns except the user's id (one row per user would
+    memorize the labels), the geohashes (finer than the area), the candidate's city (nearly always
+    the user's) and the exact time. Averages, amounts, rates and ranks are cut at quantiles of the
     training days.
 
-    Missing are the empty text, -1 and gender -99; who serves the model sends the schema's value for
-    a missing one instead. The order within a raw list is not relied upon: behaviors are ordered by
-    `timediff_list`, the seconds from a behavior to the impression, and one that is not before it is
-    dropped. In minutes they are `history_age`, and their differences `history_gap`: the minutes
-    since the previous behavior of the list.
+    An empty text, -1 and gender -99 are missing values. A client of the served model sends the
+    schema's value for a missing one instead.
 
-    Days 1 to 6 of April 2022 train, day 7 validates, day 8 tests.
+    Behaviors are sorted by `timediff_list`, the seconds from a behavior to the impression, whatever
+    their order in the raw list. A behavior that is not before the impression is dropped.
+    `history_age` is these seconds in minutes, and `history_gap` the minutes since the previous
+    behavior of the list.
+
+    Days 1 to 6 of April 2022 are for training, day 7 for validation and day 8 for the test.
 
     Args:
-        raw_dir: Directory of the raw files; there must be at least one per day that is read.
-        data_dir: Root of the prepared data sets.
-        history_length: Newest behaviors to keep.
-        min_count: How often an id must stand in the training days' candidates and histories to get
-            a row of its own.
-        negative_rate: Share of the negatives that are kept, in (0, 1], the same in all splits. A
-            hash of user, item and time chooses them.
-        train_days: How many days before day 7 train, at most 6; files of earlier ones are not read.
+        raw_dir: str or `pathlib.Path`. Directory of the raw files, with at least one for each day
+            that is read.
+        data_dir: str or `pathlib.Path`. Root of the prepared data sets.
+        history_length: int. Longest history; the newest behaviors are kept. Defaults to `50`.
+        min_count: int. How often an id must occur in the candidates and histories of the training
+            days to get a row of its own. Defaults to `2`.
+        negative_rate: float. Share of the negatives that are kept, in (0, 1], the same in all
+            splits. A hash of user, item and time chooses them. Defaults to `1.0`.
+        train_days: int. How many days before day 7 are for training, at most 6. Files of earlier
+            days are not read. Defaults to `6`.
     """
 
     VERSION = tfds.core.Version("1.3.0")
@@ -155,7 +173,7 @@ class EleMe(requests.RequestBuilder):
         super().__init__(raw_dir=raw_dir, data_dir=data_dir)
 
     def convert(self):
-        """As `RequestBuilder.convert`."""
+        """See `RequestBuilder.convert`."""
         files = {
             split: [(day, path) for day in days for path in day_files(self.raw_dir, day)]
             for split, days in split_days(self.train_days).items()
@@ -184,7 +202,7 @@ class EleMe(requests.RequestBuilder):
         )
         encode = _Encode(vocabs, self.history_length)
         splits = {
-            split: requests.Split(
+            split: records.Split(
                 encode, [part for day, path in of_split for part in _parts(day, path)]
             )
             for split, of_split in paths.items()
@@ -192,7 +210,7 @@ class EleMe(requests.RequestBuilder):
         return schema, vocabs, splits
 
     def _typed_rows(self, database, path):
-        """Writes a raw file's usable rows to Parquet, where NULL is missing and lists are lists."""
+        """Writes the usable rows of a raw file to Parquet, with NULL for a missing value."""
         name, table = path.name, tables.quoted(path.name)
         columns = ("label", "user_id", "times", *_SCALARS, *_LISTS)
         types = dict.fromkeys(columns, "VARCHAR")
@@ -200,7 +218,7 @@ class EleMe(requests.RequestBuilder):
         ((rest,),) = database.execute(f"SELECT count(*) FILTER (NOT wanted) FROM {table}")
         self.report.drop(name, "negative not kept", rest, bad=False)
         faults = _faults()
-        # One pass finds those that there are, which are few.
+        # One pass finds the few faults that occur.
         cases = [f"WHEN {sql} THEN {tables.literal(fault)}" for fault, sql in faults.items()]
         found = database.execute(
             f"SELECT DISTINCT CASE {' '.join(cases)} END FROM {table} WHERE wanted",
@@ -210,7 +228,7 @@ class EleMe(requests.RequestBuilder):
             if (fault,) in found:
                 database.drop(name, f"wanted AND {sql}", fault)
         typed = ", ".join(f"{_typed(column)} AS {column}" for column in columns)
-        # Impressions of one request are joined where they follow each other.
+        # Only impressions that follow each other are joined to one request.
         grouped = self._preparation.group_by == "request"
         order = "ORDER BY user_id, times, rowid" if grouped else ""
         written = self.scratch / f"{name}.parquet"
@@ -224,10 +242,10 @@ class EleMe(requests.RequestBuilder):
         return written
 
     def _kept(self):
-        """SQL: whether a row is a positive or one of the negatives that are kept."""
+        """SQL that holds for positives and for the negatives that are kept."""
         if self.negative_rate == 1:
             return "true"
-        # Of all hashes of DuckDB this one stays the same from version to version.
+        # Of DuckDB's hashes, this one is the same in every version.
         number = "md5_number_lower(concat_ws(',', user_id, item_id, times))"
         return f"(coalesce(label, '') <> '0' OR {number} < {int(self.negative_rate * 2**64)})"
 
@@ -271,11 +289,11 @@ class EleMe(requests.RequestBuilder):
 
 
 class _Encode:
-    """`Split.encode` of the parts of `EleMe`.
+    """Makes the requests of a part, as the `encode` of a `records.Split`.
 
     Args:
-        vocabs: Vocabularies by table.
-        history_length: Newest behaviors to keep.
+        vocabs: dict of the vocabularies by name of the table.
+        history_length: int. Longest history; the newest behaviors are kept.
     """
 
     def __init__(self, vocabs, history_length):
@@ -294,7 +312,7 @@ class _Encode:
         labels = batch["label"].to_numpy()
         users = _per_distinct(batch["user_id"], pd.util.hash_array) >> 1
         columns = {name: self._encoded(name, batch[name]) for name in _SCALARS}
-        # As Python's own integers, which are the quickest to write.
+        # Python's own integers are the quickest to write.
         numbers = {name: columns[name].tolist() for name in (*_GROUPS["user"], *_GROUPS["context"])}
         candidates = {name: columns[name] for name in _GROUPS["candidate"]}
         starts, ends, lists = self._histories(batch)
@@ -306,17 +324,17 @@ class _Encode:
                 request[name] = values[starts[row] : ends[row]]
             request[schema_lib.GROUP_ID] = user
             request[schema_lib.LABEL] = labels[row : row + 1]
-            request[requests.DAY] = day
+            request[records.DAY] = day
             yield request
 
     def _histories(self, batch):
-        """Where the rows' histories begin and end in the lists, and the lists: row after row."""
+        """Where the history of each row begins and ends in the lists of all rows; these lists."""
         lengths = np.diff(batch[_HISTORY_KEY].offsets.to_numpy())
         seconds = batch[_SECONDS].flatten().fill_null(0).to_numpy()
         known = batch[_HISTORY_KEY].flatten().is_valid().to_numpy(zero_copy_only=False)
         order = np.flatnonzero((seconds > 0) & known)
         row_of = np.repeat(np.arange(len(lengths)), lengths)[order]
-        # By row and age as one number: quicker than two keys, and rows are mostly sorted already.
+        # To sort by row and age as one number is quicker than by two keys.
         span = seconds.max(initial=0) + 1
         oldest_first = np.argsort(row_of * span - seconds[order], kind="stable")
         order = order[oldest_first]
@@ -342,7 +360,7 @@ class _Encode:
 
 
 def _parts(day, path):
-    """What a typed file is encoded in: a few row groups each."""
+    """The parts of a typed file, which are a few row groups each."""
     with parquet.ParquetFile(path) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     firsts = np.cumsum([0, *sizes]).tolist()
@@ -353,14 +371,14 @@ def _parts(day, path):
 
 
 def _per_distinct(texts, function):
-    """What a function makes of the distinct texts of a pyarrow array, for each of its texts."""
+    """Applies a function to the distinct texts of a pyarrow array; the result for every text."""
     coded = texts.dictionary_encode("encode")
     distinct = coded.dictionary.fill_null("").to_numpy(zero_copy_only=False)
     return function(distinct)[coded.indices.to_numpy()]
 
 
 def _faults():
-    """SQL conditions of what makes a raw row unusable, by their names in the report."""
+    """SQL conditions that make a raw row unusable, by their names in the report."""
     missing = "coalesce({}, '-1') = '-1'".format
     lengths = ", ".join(f"len({_split(name)})" for name in _LISTS)
     faults = {
@@ -381,9 +399,9 @@ def _faults():
 
 
 def _typed(column):
-    """SQL of a raw column as its type, NULL where it is missing."""
+    """SQL of a raw column in its type, with NULL for a missing value."""
     if column in _LISTS:
-        # An empty list and a list of one missing value look the same, and neither has a behavior.
+        # An empty list looks like a list of one missing value, and neither has a behavior.
         known = f"CASE WHEN {_HISTORY_KEY} IS NOT NULL THEN {_split(column)} END"
         if column in _INTEGERS:
             return f"TRY_CAST({known} AS BIGINT[])"
@@ -409,6 +427,6 @@ def _rows(paths):
 
 
 def _behaviors(paths, *columns):
-    """SELECT of the behaviors of typed files: when, of what item, and more columns."""
+    """SELECT of the behaviors of typed files: their seconds, items and other columns."""
     names = dict.fromkeys((_SECONDS, _HISTORY_KEY, *columns))
     return f"SELECT {', '.join(f'unnest({n}) AS {n}' for n in names)} FROM {_rows(paths)}"

@@ -1,31 +1,33 @@
-"""Impressions and what their users did before: parts of two sorted tables to requests."""
+"""Makes requests of impressions and the behaviors before them, which two sorted tables hold."""
 
 import numpy as np
 
 from tfrec_diffusion import schema
-from tfrec_diffusion.datasets import requests, tables
+from tfrec_diffusion.datasets import records, tables
 
 
 class Encoder:
     """Makes a request of each impression in a span of time, with the behaviors before it.
 
-    The history of an impression holds behaviors of its user of an earlier time than its own only,
-    the newest last.
+    The history of an impression holds only behaviors of its user at earlier times than its own,
+    newest last.
 
-    A part has the paths of two Parquet files of the same users, `impressions` and `behaviors`. The
-    rows of both are in order of `user`, an integer from 0 on, and `time`, and have the raw value
-    of each feature that is not computed as `f_<name>`; an impression also has a `row`, which is its
-    request's key, and a `label`.
+    A part has the paths of two Parquet files about the same users, `impressions` and `behaviors`.
+    The rows of both are sorted by `user`, an integer from 0 on, and `time`. The column `f_<name>`
+    has the raw value of a feature that is not computed. An impression also has a `row`, which is
+    the key of its request, and a `label`.
 
     Args:
-        features: `schema.Feature`s.
-        vocabularies: dict of them by table.
-        gaps: Names of the features that are the minutes since the user's previous behavior.
-        ages: Names of the features that are the minutes from a behavior to the impression.
-        history_length: Longest history; the newest behaviors are kept.
-        span: First time of the impressions, and the first after them.
-        ticks: Units of `time` in a second since 1970 UTC.
-        time_zone_hours: Offset from UTC of the clock that says the day of an impression.
+        features: sequence of `schema.Feature`s. What a request holds.
+        vocabularies: dict of the vocabularies by name of the table.
+        gaps: sequence of str. Names of features that are computed: the minutes since the user's
+            previous behavior.
+        ages: sequence of str. Names of features that are computed: the minutes from a behavior to
+            the impression.
+        history_length: int. Longest history; the newest behaviors are kept.
+        span: tuple of two ints. First time of the impressions, and the first time after them.
+        ticks: int. How many units of `time` are a second. `time` counts from 1970 UTC.
+        time_zone_hours: float. Offset from UTC of the clock by which an impression has its day.
     """
 
     def __init__(
@@ -53,7 +55,14 @@ class Encoder:
         self._offset = round(time_zone_hours * 3600)
 
     def __call__(self, part):
-        """Yields `(key, request)`."""
+        """Makes the requests of a part.
+
+        Args:
+            part: dict of `pathlib.Path`. The files `impressions` and `behaviors`.
+
+        Yields:
+            Pairs of a key (int) and a request, as in `records.Split`.
+        """
         since, until = self._span
         impressions = tables.read(part["impressions"])
         times = impressions["time"]
@@ -61,7 +70,7 @@ class Encoder:
         if not len(impressions["row"]):
             return
         behaviors = tables.read(part["behaviors"])
-        # What no history holds is not worth encoding.
+        # Behaviors that no history holds need no encoding.
         known = np.isin(behaviors["user"], impressions["user"]) & (behaviors["time"] < until)
         behaviors = _rows(behaviors, known)
         shown = _encode(self._of_impressions, impressions)
@@ -77,7 +86,7 @@ class Encoder:
             request = {
                 schema.GROUP_ID: users[i],
                 schema.LABEL: labels[i : i + 1],
-                requests.DAY: days[i],
+                records.DAY: days[i],
             }
             for name, rows in shown.items():
                 request[name] = rows[i : i + 1] if name in self._candidate else rows[i]
@@ -101,13 +110,13 @@ def _encode(vocabularies, columns):
 
 
 def _since_previous(behaviors):
-    """Time from a user's previous behavior to each; NaN for the user's first."""
+    """Time from a user's previous behavior to each, with NaN for the first."""
     first = np.diff(behaviors["user"], prepend=-1) != 0
     return np.where(first, np.nan, np.diff(behaviors["time"], prepend=0))
 
 
 def _histories(impressions, behaviors):
-    """Where the behaviors before each impression begin and end."""
+    """Where the behaviors before each impression begin and end, in all behaviors."""
     users, times = (
         np.concatenate([impressions[name], behaviors[name]]) for name in ("user", "time")
     )

@@ -1,4 +1,4 @@
-"""Bring your own logs: a table of impressions and one of behaviors, described by a spec file."""
+"""Your own logs: a table of impressions and a table of behaviors, which a spec file describes."""
 
 import functools
 import pathlib
@@ -7,23 +7,23 @@ from typing import NamedTuple
 import tensorflow_datasets as tfds
 
 from tfrec_diffusion import schema
-from tfrec_diffusion.datasets import impressions, logs_spec, requests, tables, vocabularies
+from tfrec_diffusion.datasets import impressions, logs_spec, records, requests, tables, vocabularies
 
 _LARGEST_TIME = 2**63 - 1
-_COMPUTED = "NULL::FLOAT"  # SQL of a column that the encoder computes
+_COMPUTED = "NULL::FLOAT"  # in place of a column that the encoder computes
 _MINUTES_SINCE_PREVIOUS = (
     'coalesce(((time - lag(time) OVER (PARTITION BY "user" ORDER BY time)) / 6e10)::FLOAT, '
     f"{tables.MISSING['FLOAT']})"
 )
 
 
-class _Events(NamedTuple):
-    """A loaded table of events with its side tables.
+class _Loaded(NamedTuple):
+    """The impressions or behaviors in the database, with their side tables.
 
     Args:
-        tables: SQL of a FROM clause that joins them; the events are `e`.
-        columns: SQL of the value of each column that features need.
-        unit: Nanoseconds in one of the time column's units.
+        tables: str. SQL of a FROM clause that joins them; the alias of the events is `e`.
+        columns: dict of SQL by column. The value of each column that features need.
+        unit: int. The unit of the times, in nanoseconds.
     """
 
     tables: str
@@ -34,17 +34,18 @@ class _Events(NamedTuple):
 class Logs(requests.RequestBuilder):
     """One request for each impression, with the user's behaviors before it.
 
-    The history of an impression holds behaviors of an earlier time than its own only, newest last,
-    those of the same time in the order of the files. Vocabularies count the training impressions
-    and the behaviors before the end of training.
+    The history of an impression holds only behaviors at earlier times than its own, newest last;
+    behaviors of the same time come in the order of the files. Vocabularies count the training
+    impressions and the behaviors before the end of training.
 
     Args:
-        raw_dir: Directory of the tables.
-        data_dir: Root of the prepared data sets; this one goes to
-            <data_dir>/logs/<name of the spec file>/<version>.
-        spec: Path of the spec file; `logs_spec.Spec` documents it, `experiments/kuairand.json` is
-            an example.
-        history_length: Longest history; the newest behaviors are kept.
+        raw_dir: str or `pathlib.Path`. Directory of the tables.
+        data_dir: str or `pathlib.Path`. Root of the prepared data sets. This one is written to
+            `<data_dir>/logs/<name of the spec file>/<version>`.
+        spec: str or `pathlib.Path`. Path of the spec file. `logs_spec.Spec` documents its content,
+            and `experiments/kuairand.json` is an example. It must be given. Defaults to `None`,
+            which is an error.
+        history_length: int. Longest history; the newest behaviors are kept. Defaults to `100`.
     """
 
     VERSION = tfds.core.Version("1.2.0")
@@ -60,7 +61,7 @@ class Logs(requests.RequestBuilder):
 
     @property
     def features(self):
-        """The spec's features."""
+        """tuple of `schema.Feature`s, those of the spec."""
         return self._spec.schema_features
 
     def convert(self):
@@ -95,11 +96,11 @@ class Logs(requests.RequestBuilder):
             "validation": (train_until, validation_until),
             "test": (validation_until, _LARGEST_TIME),
         }
-        splits = {name: requests.Split(encoder(span=span), parts) for name, span in spans.items()}
+        splits = {name: records.Split(encoder(span=span), parts) for name, span in spans.items()}
         return schema_, vocabs, splits
 
     def _features_of(self, name):
-        """Spec features by name whose columns are in the `"impressions"` or `"behaviors"`."""
+        """The spec's features, by name, whose columns are in the impressions or behaviors."""
         return {
             feature: column
             for feature, column in self._spec.features.items()
@@ -115,12 +116,12 @@ class Logs(requests.RequestBuilder):
         }
 
     def _key(self, name):
-        """The first candidate or history feature, which tells real from padding."""
+        """The first candidate or history feature, which tells real entries from padding."""
         group = "history" if name == "behaviors" else "candidate"
         return next(f for f in self._features_of(name).values() if f.group == group)
 
     def _column_types(self, name):
-        """SQL types of the columns that are needed of the impressions or behaviors."""
+        """SQL types of the columns of the impressions or behaviors that features need."""
         types = {}
         for feature in self._features_of(name).values():
             kind = tables.SQL_TYPES[self._spec.tables[feature.table].dtype]
@@ -132,7 +133,7 @@ class Logs(requests.RequestBuilder):
         return types
 
     def _load(self, database, name):
-        """Loads the impressions or behaviors with their side tables; drops what is unusable."""
+        """Loads the impressions or behaviors with their side tables; drops unusable rows."""
         events = getattr(self._spec, name)
         types = self._column_types(name)
         user = self._spec.impressions.user
@@ -166,12 +167,12 @@ class Logs(requests.RequestBuilder):
             if column not in columns:
                 files = [events.files, *(join.files for join in events.join)]
                 raise ValueError(f"{name} must have a column {column!r} in one of {files}")
-        loaded = _Events(from_, columns, unit)
+        loaded = _Loaded(from_, columns, unit)
         self._drop_unusable(database, name, events, required[events.user], loaded)
         return loaded
 
     def _load_side(self, database, name, join, key_type, types, columns, strict, alias):
-        """Loads a side table with the columns that are still missing in `columns`."""
+        """Loads a side table with those of the needed columns that are not in `columns` yet."""
         side = f"{name} join {join.files}"
         paths = tables.find_files(self.raw_dir, join.files)
         header = tables.column_names(paths[0])
@@ -214,12 +215,12 @@ class Logs(requests.RequestBuilder):
         database.drop(name, f"rowid IN ({rows})", f"no {key.column}")
 
     def _value(self, feature, loaded):
-        """SQL of a feature's raw value, with the value that stands for a missing one."""
+        """SQL of a feature's raw value, where the schema's missing value replaces NULL."""
         kind = tables.SQL_TYPES[self._spec.tables[feature.table].dtype]
         return f"coalesce({loaded.columns[feature.column]}, {tables.MISSING[kind]})"
 
     def _sort(self, database, loaded, computed):
-        """Makes the tables of `impressions.Encoder`; users get numbers, 1, 2, .. in their order."""
+        """Makes the tables for `impressions.Encoder`, with users numbered 1, 2, .. in order."""
         users = " UNION ".join(
             f"SELECT {tables.quoted(getattr(self._spec, name).user)} AS id FROM {name}"
             for name in loaded
@@ -251,7 +252,7 @@ class Logs(requests.RequestBuilder):
             database.execute(f"DROP TABLE {name}")
 
     def _together(self, events):
-        """SQL of the window over the impressions of one request; one without is alone."""
+        """SQL of the window over the impressions of one request, or over one without a request."""
         kind = self._column_types("impressions").get(events.request, "VARCHAR")
         missing, request = tables.MISSING[kind], f"e.{tables.quoted(events.request)}"
         alone = f"CASE WHEN coalesce({request}, {missing}) = {missing} THEN e.rowid END"
@@ -260,7 +261,7 @@ class Logs(requests.RequestBuilder):
     # Encoding
 
     def _vocabulary(self, database, name, computed):
-        """What turns a table's raw values into rows, from what training may see."""
+        """Maps the raw values of a table to rows, by what training may see."""
         table = self._spec.tables[name]
         if table.kind == "hash":
             return vocabularies.HashBuckets(name, table.dtype, table.buckets)

@@ -1,4 +1,4 @@
-"""The spec file of the data set `logs`: which column of which table is what."""
+"""The spec file of the data set `logs`, which says what each column of the user's tables is."""
 
 import dataclasses
 import datetime
@@ -11,19 +11,19 @@ import typing
 from tfrec_diffusion import schema
 from tfrec_diffusion.datasets import vocabularies
 
-# Nanoseconds in one of a time column's units.
+# The units that a column of times may have, in nanoseconds.
 TIME_UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
-# Columns that behaviors have without being in a file.
+# Columns of behaviors that are computed if no file has them.
 GAP, AGE = "minutes_since_previous", "minutes_before_impression"
 
 
 @dataclasses.dataclass(frozen=True)
 class Join:
-    """A side table, joined by a key column that both have.
+    """A side table, joined to impressions or behaviors by a column that both have.
 
     Args:
-        files: Glob pattern below `raw_dir`.
-        on: The key column; of rows with the same key the first is used.
+        files: str. Glob pattern below `raw_dir`.
+        on: str. Name of that column. Of several rows with the same value, the first is used.
     """
 
     files: str
@@ -32,21 +32,26 @@ class Join:
 
 @dataclasses.dataclass(frozen=True)
 class Events:
-    """The table of impressions or that of behaviors.
+    """The table of impressions or the table of behaviors.
 
     Args:
-        files: Glob pattern below `raw_dir`: .csv (with a header line), .csv.gz or .parquet.
-        user: Column of the user's id.
-        time: Column of an integer time since 1970 UTC, or a TIMESTAMP (Parquet; in UTC if it has no
-            time zone).
-        time_unit: One of `TIME_UNITS`; a TIMESTAMP has its own.
-        label: Column of 0 or 1, or a BOOLEAN (Parquet); of impressions only.
-        request: Column of what impressions were shown together in, such as the id of a request, a
-            page or a session; of impressions only, and optional. Those of one user with the same
-            value count as shown at the time of the first of them, so that they share one history,
-            which `prepare --group_by=request` stores once. An empty value is no request.
-        keep: Per column the values (as text) to keep; rows with others are left out.
-        join: Side tables. A feature's column is looked for in `files`, then in these in order.
+        files: str. Glob pattern below `raw_dir` of `.csv` files (with a header line), `.csv.gz` or
+            `.parquet` files.
+        user: str. Column of the user's id.
+        time: str. Column of integer times since 1970 UTC or, in Parquet, of TIMESTAMPs, which are
+            in UTC if they have no time zone.
+        time_unit: str. Unit of the times, one of `TIME_UNITS`. A TIMESTAMP has its own unit.
+        label: str. Column of 0 and 1 or, in Parquet, of BOOLEANs. Impressions must have it.
+            Defaults to `""`.
+        request: str. Column that says which impressions were shown together, such as the id of a
+            request, a page or a session; for impressions only. All impressions of one user with the
+            same value count as shown at the time of the first of them, so that they share one
+            history, which `prepare --group_by=request` stores once. An impression whose value is
+            empty is alone. Defaults to `""`, which is no such column.
+        keep: dict of tuples of str by column. The values, as text, of the rows to keep. Rows with
+            other values are left out. Defaults to `{}`.
+        join: tuple of `Join`s. Side tables. A feature's column is looked up in `files` and then in
+            these, in their order. Defaults to `()`.
     """
 
     files: str
@@ -61,8 +66,13 @@ class Events:
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """Where the impressions part: training lies before `train_until`, the test begins at
-    `validation_until`. ISO 8601; without an offset in the spec's time zone.
+    """The times that separate the splits, in ISO 8601.
+
+    A time without an offset from UTC is in the spec's time zone.
+
+    Args:
+        train_until: str. End of training, where validation begins.
+        validation_until: str. End of validation, where the test begins.
     """
 
     train_until: str
@@ -71,16 +81,20 @@ class Splits:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """How raw values become rows; see `schema.Table`.
+    """How raw values become rows, see `schema.Table`.
 
     Args:
-        kind: `"vocabulary"`, `"hash"` or `"boundaries"`.
-        dtype: Of the raw values: `"int64"` or `"string"`; `"float32"` for `"boundaries"`.
-        min_count: Of a vocabulary: how often training must see a value to give it a row.
-        buckets: Of a hash: number of rows; of boundaries: number of intervals with about equally
-            many training values.
-        boundaries: The boundaries themselves, in the place of `buckets`.
-        tiers: Of a vocabulary: number of tiers of popularity; see `schema.Table`.
+        kind: str. `"vocabulary"`, `"hash"` or `"boundaries"`.
+        dtype: str. Type of the raw values: `"int64"` or `"string"`, and `"float32"` for the kind
+            `"boundaries"`.
+        min_count: int. For the kind `"vocabulary"`: how often training must see a value to give it
+            a row of its own. Defaults to `1`.
+        buckets: int. For the kind `"hash"`: number of rows that values share. For the kind
+            `"boundaries"`: number of intervals with about equally many training values. Defaults to
+            `0`.
+        boundaries: tuple of floats. For the kind `"boundaries"`, in the place of `buckets`: the
+            boundaries themselves. Defaults to `()`.
+        tiers: int. For the kind `"vocabulary"`: number of tiers of popularity. Defaults to `1`.
     """
 
     kind: str
@@ -93,17 +107,18 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """A `schema.Feature` and its column in the impressions or (of some groups) in the behaviors.
+    """A `schema.Feature` and its column in the impressions or behaviors.
 
-    Behaviors have two columns even if no file has them. `"minutes_since_previous"`: the time since
-    the user's previous behavior among those kept; 0 at equal times, missing for the first.
-    `"minutes_before_impression"`: the time from the behavior to the impression whose history it is
-    in; its table must name its `boundaries`.
+    Two columns of the behaviors are computed if no file has them. `"minutes_since_previous"` is the
+    time since the user's previous behavior among those that are kept: 0 at equal times, missing for
+    the first. `"minutes_before_impression"` is the time from the behavior to the impression whose
+    history it is in; its table must have `boundaries`.
 
     Args:
-        group: Of `schema.Feature`; `"history"` and `"behavior"` are those of behaviors.
-        column: Of the events' own files or of a joined side table.
-        table: Of `schema.Feature`.
+        group: str. As in `schema.Feature`. The groups `"history"` and `"behavior"` have columns of
+            the behaviors, the others columns of the impressions.
+        column: str. A column of the events' own files or of a side table.
+        table: str. As in `schema.Feature`.
     """
 
     group: str
@@ -112,22 +127,27 @@ class Feature:
 
     @property
     def of_behaviors(self):
-        """Whether the column is one of the behaviors."""
+        """bool. Whether the column is one of the behaviors."""
         return self.group in ("history", "behavior")
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A spec file's content, checked.
+    """The content of a spec file, checked.
 
     Args:
-        impressions: What is shown and clicked or not.
-        behaviors: What users did; an impression's history is what lies strictly before it.
-        splits: Times.
-        tables: By name.
-        features: By name, in the schema's order.
-        time_zone_hours: Offset from UTC of times in `splits`, such as 5.5.
-        comment: For the reader.
+        impressions: `Events`. What was shown and clicked or not.
+        behaviors: `Events`. What users did. The history of an impression is what lies strictly
+            before it.
+        splits: `Splits`. The times that separate the splits.
+        tables: dict of `Table` by name. The tables that the features name.
+        features: dict of `Feature` by name. The features in the schema's order.
+        time_zone_hours: float. Offset from UTC of the times in `splits`, such as 5.5. Defaults to
+            `0`.
+        comment: str. A note for the reader. Defaults to `""`.
+
+    Raises:
+        ValueError: If the content is wrong. It names the key, what is expected and what came.
     """
 
     impressions: Events
@@ -169,7 +189,7 @@ class Spec:
                 f"a time after train_until={self.splits.train_until}",
                 self.splits.validation_until,
             )
-        # The schema's and the vocabularies' own checks, before hours are spent on reading.
+        # The schema and the vocabularies check the rest, before hours are spent on reading.
         for name, table in self.tables.items():
             vocabularies.Boundaries(name, table.boundaries)
         rows = schema.FIRST_INDEX
@@ -190,10 +210,16 @@ class Spec:
     def load(cls, path):
         """Reads a spec file.
 
+        Args:
+            path: str or `os.PathLike`. Path of a JSON file.
+
+        Returns:
+            `Spec`.
+
         Raises:
-            FileNotFoundError: If there is none.
-            ValueError: If `path` is no path or the file no spec; names the file, the key, what is
-                expected and what came.
+            FileNotFoundError: If there is no such file.
+            ValueError: If `path` is no path or the file is no spec. It names the file, the key,
+                what is expected and what came.
         """
         if not isinstance(path, (str, os.PathLike)):
             raise ValueError(f"`spec` must be the path of a JSON file. Received: {path!r}")
@@ -207,25 +233,25 @@ class Spec:
 
     @property
     def schema_features(self):
-        """Tuple of `schema.Feature`s."""
+        """tuple of `schema.Feature`s."""
         return tuple(schema.Feature(n, f.group, f.table) for n, f in self.features.items())
 
     @property
     def train_until(self):
-        """In nanoseconds since 1970 UTC."""
+        """int. End of training, in nanoseconds since 1970 UTC."""
         return self._nanoseconds("train_until")
 
     @property
     def validation_until(self):
-        """In nanoseconds since 1970 UTC."""
+        """int. End of validation, in nanoseconds since 1970 UTC."""
         return self._nanoseconds("validation_until")
 
     @property
     def digest(self):
-        """Hexadecimal digits that change with the content, the comment left aside."""
+        """str of hexadecimal digits that change with the content, but not with the comment."""
         content = dataclasses.asdict(dataclasses.replace(self, comment=""))
         for events in (content["impressions"], content["behaviors"]):
-            # A spec without it keeps the digits that it had before there was this key.
+            # A spec without this key has the digits that it had before there was the key.
             if not events["request"]:
                 del events["request"]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
@@ -248,7 +274,7 @@ class _Wrong(ValueError):
 
 
 def _read(kind, value, key):
-    """Turns a JSON value into `kind`, a type that the dataclasses above name."""
+    """Turns a JSON value into `kind`, one of the types that the fields above have."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     json_type = {tuple: list, dict: dict, None: dict}[origin] if origin else kind
     if kind is float and isinstance(value, int):

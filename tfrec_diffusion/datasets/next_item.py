@@ -1,7 +1,7 @@
-"""The next item against random negatives: is this the item that the user turns to next?
+"""Next-item requests: is this the item that the user turns to next, or a random negative?
 
-The protocol of DIEN, MIMN and HierDiffuse: the positives are items of a user's last behaviors, and
-each has random negatives.
+This is the protocol of DIEN, MIMN and HierDiffuse. The positives are the items of users' last
+behaviors, and each positive has random negatives.
 """
 
 import zlib
@@ -10,22 +10,22 @@ from typing import NamedTuple
 import numpy as np
 
 from tfrec_diffusion import schema
-from tfrec_diffusion.datasets import requests, tables, vocabularies
+from tfrec_diffusion.datasets import records, requests, tables, vocabularies
 
 _PROTOCOLS = ("last_behaviors", "by_user")
-# One of ten equal parts of the users.
+# SQL of the number, from 0 to 9, of one of ten equal parts of the users.
 _FOLD = 'md5_number_lower("user"::VARCHAR) % 10'
-# A number of at least 0 for each user; that two of a million texts share theirs has odds of 1e-7.
+# SQL of a number of at least 0 for each user. Two of a million texts share one with odds of 1e-7.
 _USER_NUMBER = {"int64": '"user"', "string": '(md5_number_lower("user") >> 1)::BIGINT'}
 _CANDIDATES = 100
 
 
 class _Positives(NamedTuple):
-    """Which behaviors are a split's positives.
+    """Which behaviors are the positives of a split.
 
     Args:
-        folds: Range of the folds of its users.
-        places: Range of places in a user's behaviors, counted back from the last, which is 0.
+        folds: range. Parts of the users.
+        places: range. Positions in a user's behaviors, counted back from the last, which is 0.
     """
 
     folds: range
@@ -33,39 +33,44 @@ class _Positives(NamedTuple):
 
 
 class NextItem(requests.RequestBuilder):
-    """Next-item requests from a log of behaviors: user, item, category, time.
+    """Next-item requests from a log of behaviors: user, item, category and time.
 
-    Splits: `train`, `validation`, `test` (each positive and each negative is one request; the
-    negative is uniform), and of the test positives again `test_popularity` (the negative is drawn
-    in proportion to popularity) and `test_99` (one request with the positive among 99 uniform
-    negatives). Negatives differ from the positive. Those of training come from the items that
-    training sees, those of validation and test from all items of the file; of these, a positive
-    that has a row of its own gets negatives that have one too, and a positive that is out of
-    vocabulary gets such negatives, so that "out of vocabulary" never tells which is which (but in
-    files so small that there are not two such items: then the negatives are any). A negative's
-    category is its item's most frequent.
+    In the splits `train`, `validation` and `test`, each positive is one request and its negative,
+    drawn uniformly, is another. The positives of the test come back in `test_popularity`, where the
+    negative is drawn in proportion to popularity, and in `test_99`, where a request has the
+    positive among 99 uniform negatives.
 
-    A subclass sets `VERSION`, `dtype` and `exact_times`, and has `load` and, for other defaults, a
-    constructor.
+    A negative is another item than the positive, with that item's most frequent category. The
+    negatives of training are items that training sees; those of validation and test are any items
+    of the file. If the positive has a row of its own, so do its negatives; if it is out of
+    vocabulary, so are they. So "out of vocabulary" never tells the positive from a negative. (In
+    files so small that there are not two such items, the negatives are any.)
+
+    A subclass sets `VERSION`, `dtype` and `exact_times`, and has `load`.
 
     Args:
-        raw_dir: Directory of the raw files.
-        data_dir: Root of the prepared data sets.
-        history_length: Longest history; the newest behaviors are kept.
-        min_count: How often training must see an item, category or user to give it a row.
-        protocol: `"last_behaviors"`: a user's last behavior is the test positive, the one before
-            it that of validation, those before train. `"by_user"` (DIEN, MIMN): users go to
-            training, validation and test 80:10:10, and their last behaviors are the positives.
-        train_positives: How many positives a user gives to training, the newest that it may have.
-        popularity_tiers: Tiers of popularity of the items, `tiers` of `schema.Table`; each holds
-            about the same share of what training sees.
+        raw_dir: str or `pathlib.Path`. Directory of the raw files.
+        data_dir: str or `pathlib.Path`. Root of the prepared data sets.
+        history_length: int. Longest history; the newest behaviors are kept. Defaults to `200`.
+        min_count: int. How often training must see an item, category or user to give it a row.
+            Defaults to `1`.
+        protocol: str. Which behaviors are positives. `"last_behaviors"`: a user's last behavior is
+            the positive of the test, the one before it that of validation, and those before that
+            are positives of training. `"by_user"` (DIEN, MIMN): of ten users eight are for
+            training, one for validation and one for the test, and their last behaviors are the
+            positives. Defaults to `"last_behaviors"`.
+        train_positives: int. How many positives each user gives to training, the newest that
+            training may have. Defaults to `1`.
+        popularity_tiers: int. Number of tiers of popularity of the items, see `schema.Table`. Each
+            tier holds about the same share of what training sees. Defaults to `2`.
 
     Attributes:
-        dtype: Of the raw users, items and categories, `"int64"` or `"string"`.
-        exact_times: Whether times tell the order of a user's behaviors. Then a history holds only
-            what is earlier than the positive, `history_gap` the minutes from a user's previous
-            behavior to each, and `history_age` those from each to the positive. Else behaviors of
-            one time are in the order of the file, and there are no such features.
+        dtype: str. Type of the raw users, items and categories: `"int64"` or `"string"`.
+        exact_times: bool. Whether times tell the order of a user's behaviors. If `True`, a history
+            holds only behaviors earlier than the positive, the feature `history_gap` is the minutes
+            from the user's previous behavior to each, and `history_age` the minutes from each to
+            the positive. If `False`, behaviors of the same time come in the order of the file, and
+            there are no such features.
     """
 
     def __init__(
@@ -96,7 +101,7 @@ class NextItem(requests.RequestBuilder):
 
     @property
     def features(self):
-        """What a request holds."""
+        """tuple of `schema.Feature`s."""
         features = (
             schema.Feature("user", "user", "user"),
             schema.Feature("item", "candidate", "item"),
@@ -112,10 +117,13 @@ class NextItem(requests.RequestBuilder):
         return features
 
     def load(self, database):
-        """Fills the table `behaviors` of a `tables.Database` with what is usable of the raw data.
+        """Fills the table `behaviors` with the usable rows of the raw data.
 
-        Its columns are `user`, `item`, `category`, of `dtype` and never NULL, and `time`, in
-        seconds; its `rowid` is the order of the file.
+        Its columns are `user`, `item` and `category`, of `dtype` and never NULL, and `time`, in
+        seconds. Its `rowid` is the order of the file.
+
+        Args:
+            database: `tables.Database`. Where the table is made.
         """
         raise NotImplementedError
 
@@ -149,8 +157,8 @@ class NextItem(requests.RequestBuilder):
         in_training = np.zeros_like(items.counts)
         in_training[items.positions(seen_items)] = 1
         everywhere = np.ones_like(items.counts)
-        # Popularity is that in the whole file: it says how hard a negative is, and an item that
-        # only the test holds must not give itself away by never being a negative.
+        # Popularity counts the whole file, because it says how hard a negative is, and because an
+        # item that only the test has would give itself away if it never were a negative.
         negatives = {
             "train": (1, in_training),
             "validation": (1, everywhere),
@@ -159,7 +167,7 @@ class NextItem(requests.RequestBuilder):
             "test_99": (_CANDIDATES - 1, everywhere),
         }
         splits = {
-            name: requests.Split(
+            name: records.Split(
                 _Encoder(
                     name=name,
                     positives=self._positives(name),
@@ -178,9 +186,9 @@ class NextItem(requests.RequestBuilder):
         return schema_, vocabs, splits
 
     def _order(self, database):
-        """Makes the table `by_user` of `behaviors`, in order of time; returns the file's items."""
+        """Turns `behaviors` into the table `by_user`, in order of time; returns all `_Items`."""
         items = _Items(database, "behaviors")
-        # One positive for each split that takes from a user, and a behavior before them.
+        # One positive for each split that a user is in, and a behavior before them.
         least = 4 if self.protocol == "last_behaviors" else 2
         few = f'SELECT "user" FROM behaviors GROUP BY "user" HAVING count(*) < {least}'
         reason = f"user with fewer than {least} behaviors"
@@ -194,7 +202,7 @@ class NextItem(requests.RequestBuilder):
         return items
 
     def _positives(self, split):
-        """Which behaviors are a split's positives: `_Positives`."""
+        """The `_Positives` of a split."""
         if self.protocol == "by_user":
             folds = {"train": range(8), "validation": range(8, 9)}.get(split, range(9, 10))
             return _Positives(folds, range(self.train_positives if split == "train" else 1))
@@ -203,7 +211,7 @@ class NextItem(requests.RequestBuilder):
         return _Positives(range(10), range(first, first + count))
 
     def _count_seen(self, database, column):
-        """Values of a column among the behaviors that training may see, and how often."""
+        """The values of a column that training may see, and how often."""
         positives = self._positives("train")
         values, counts, _ = database.value_counts(
             f"""
@@ -221,13 +229,13 @@ class _Encoder:
     """Makes the requests of a split.
 
     Args:
-        name: Of the split; its negatives are a function of it.
-        positives: `_Positives`.
-        items: `_Items` of the raw file.
-        vocabularies: dict of them by table.
-        negatives: For each positive.
-        weights: Of the items, how likely they are negatives.
-        history_length: Longest history.
+        name: str. Name of the split, which chooses its random numbers.
+        positives: `_Positives`. Its positives.
+        items: `_Items`. All items of the raw file.
+        vocabularies: dict of the vocabularies by name of the table.
+        negatives: int. Number of negatives for each positive.
+        weights: int array of shape (items,). How likely each item is a negative.
+        history_length: int. Longest history.
     """
 
     def __init__(self, *, name, positives, items, vocabularies, negatives, weights, history_length):
@@ -242,7 +250,7 @@ class _Encoder:
         self._sampler = _Sampler(weights, self._item_rows != schema.OUT_OF_VOCABULARY)
 
     def __call__(self, part):
-        """Yields `(key, request)` of a part: a dict with the path of its `behaviors`."""
+        """Yields the `(key, request)`s of a part, a dict with the path of its `behaviors`."""
         part = tables.read(part["behaviors"])
         folds, wanted_places = self._positives
         first, last = _runs(part["user"])
@@ -303,7 +311,7 @@ class _Encoder:
 
 
 class _Items:
-    """All items of the raw file: `ids` ascending, `counts`, and the most frequent `categories`."""
+    """All items of the raw file: ascending `ids`, their `counts` and most frequent `categories`."""
 
     def __init__(self, database, table):
         pairs = database.columns(
@@ -315,17 +323,18 @@ class _Items:
         self.counts = np.add.reduceat(pairs["n"], first) if len(first) else pairs["n"]
 
     def positions(self, ids):
-        """Where the given items stand in `ids`."""
+        """Positions of the given items in `ids`."""
         return np.searchsorted(self.ids, ids)
 
 
 class _Sampler:
-    """Draws items like the positive in proportion to integer weights, never the positive one.
+    """Draws negatives in proportion to integer weights, never the positive itself.
 
     Args:
-        weights: Of all items, (items,) integers; two at least are not 0.
-        known: Whether an item has a row of its own, (items,) bool. Drawn are items with that of the
-            positive, or any where fewer than two have it.
+        weights: int array of shape (items,). At least two are not 0.
+        known: bool array of shape (items,). Whether an item has a row of its own. Negatives are
+            drawn among the items that are like the positive in this, or among all where fewer than
+            two are.
     """
 
     def __init__(self, weights, known):
@@ -337,7 +346,15 @@ class _Sampler:
         self._ends = [np.cumsum(alike) for alike in self._weights]
 
     def draw(self, positives, numbers):
-        """Positions of items: (n, count), from those of the positives, (n,), and random uint64."""
+        """Draws negatives.
+
+        Args:
+            positives: int array of shape (n,). Positions of the positives among the items.
+            numbers: uint64 array of shape (n, count). Random numbers.
+
+        Returns:
+            int64 array of shape (n, count). Positions of the negatives.
+        """
         drawn = np.empty(numbers.shape, np.int64)
         for side in (False, True):
             (rows,) = np.nonzero(self._known[positives] == side)
@@ -348,20 +365,20 @@ class _Sampler:
         weight, ends = self._weights[side][positives], self._ends[side]
         rest = (ends[-1] - weight).astype(np.uint64)[:, None]
         drawn = (numbers % rest).astype(np.int64)
-        # Cut the positive's interval out of [0, total): numbers from its start on move behind it.
+        # The positive's interval is cut out of [0, total): larger numbers move behind it.
         start = (ends[positives] - weight)[:, None]
         drawn += np.where(drawn >= start, weight[:, None], 0)
         return np.searchsorted(ends, drawn, side="right")
 
 
 def _gaps(times, first):
-    """Minutes from a user's previous behavior to each, (rows,); NaN for the user's first."""
+    """Minutes from a user's previous behavior to each, (rows,), with NaN for the first."""
     minutes = np.diff(times, prepend=0) / 60
     return np.where(first == np.arange(len(first)), np.nan, minutes)
 
 
 def _random(stream, users, places, count):
-    """Random uint64, (n, count), that depend on nothing but a stream, a user and a place."""
+    """Random uint64, (n, count), that depend only on a stream, a user and a place."""
     state = _scramble(np.full((1, 1), stream, np.uint64))
     for key in (users[:, None], places[:, None], np.arange(count)[None, :]):
         state = _scramble(state ^ key.astype(np.uint64))
@@ -386,7 +403,7 @@ def _mix(positive, negatives, order):
 
 
 def _runs(*columns):
-    """First and last index of the run of equal values that each row of some columns is in."""
+    """First and last index of the run of equal rows that each row is in."""
     changes = np.ones(len(columns[0]), bool)
     changes[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
     starts = np.flatnonzero(changes)

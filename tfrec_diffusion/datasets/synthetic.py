@@ -1,10 +1,10 @@
-"""Raw files in Ele.me's format from users whose true click probabilities are known.
+"""Synthetic raw files in Ele.me's format, of users whose true click probabilities are known.
 
-Users have several interests, each a category with a strength and a beginning of its own. An
-interest fills the history for a while and then hardly any more, but its clicks stay nearly as
-likely: an old strong interest counts, though few of its behaviors are recent. Popular items come
-into every history, and so do accidental clicks on anything. A click's log-odds are the sum of the
-user's interest in the candidate's category, the candidate's appeal and the user's readiness to
+A user has several interests, each of which is a category with its own strength and beginning. An
+interest fills the history for a while and hardly any more after that, but its clicks stay nearly as
+likely. So an old strong interest counts, although few of its behaviors are recent. Every history
+also holds popular items and accidental clicks on anything. The log-odds of a click are the sum of
+the user's interest in the candidate's category, the candidate's appeal and the user's readiness to
 click.
 """
 
@@ -21,20 +21,20 @@ import tensorflow_datasets as tfds
 from tfrec_diffusion import metrics
 from tfrec_diffusion.datasets import ele_me, requests
 
-_VERSION = "1.2.0"  # rises with any change of what the same options give
+_VERSION = "1.2.0"  # rises with every change of the files that the same options give
 _OPTIONS = "options.json"
 _DAY = 24 * 60 * 60
 _START = 1648742400  # 1 April 2022, a Friday, in China (UTC+8): the beginning of day 1
-_PAST_DAYS = 90  # before day 1, that histories reach back
+_PAST_DAYS = 90  # that histories reach back before day 1
 _DAYS = 8
 _USERS_PER_FILE = 500
 
 # Behaviors
 _FROM_POPULARITY, _BY_ACCIDENT = 0.25, 0.15  # shares; the others come from an interest
-_ACTIVE_DAYS = (10, 25)  # least, and mean of what is added, that an interest fills the history
-_LATER_BEHAVIORS, _LATER_CLICKS = 0.1, 0.7  # of an interest's strength, after that time
+_ACTIVE_DAYS = (10, 25)  # that an interest fills the history: the least, and the mean of the rest
+_LATER_BEHAVIORS, _LATER_CLICKS = 0.1, 0.7  # shares of an interest's strength after that time
 _POPULARITY_SPREAD = 1.5  # popularity is exp(this * appeal)
-_HOURS = np.array(  # how often each hour of the day
+_HOURS = np.array(  # how frequent each hour of the day is
     [1, 0.5, 0.3, 0.2, 0.2, 0.3, 1, 2, 3, 3, 6, 10, 9, 4, 3, 3, 4, 8, 10, 7, 4, 3, 2, 1]
 )
 _LISTED = {
@@ -56,25 +56,28 @@ _NEW_USERS = 0.05  # share of users whose first impression is on the test day
 
 
 class Synthetic(ele_me.EleMe):
-    """Made in the raw format of Ele.me and prepared by its converter.
+    """Synthetic raw files in Ele.me's format, prepared as Ele.me's own.
 
     The report has, under `best_reachable`, the AUC, GAUC and log loss of the true click
-    probabilities on each split: no model can expect to do better.
+    probabilities on each split. No model can be expected to do better.
 
-    Raw files made earlier from the same options are used again, those of other options are
-    replaced.
+    Raw files that were written earlier with the same options are used again. Those of other options
+    are replaced.
 
     Args:
-        data_dir: Root of the prepared data sets.
-        raw_dir: Directory for the raw files; default: <data_dir>/synthetic/raw.
-        users: Number of users; one in twenty has impressions on the test day only.
-        items: Number of items.
-        categories: Number of categories.
-        interests: Most interests that a user has; the fewest are two.
-        impressions: Rows of each user and day.
-        history_length: Longest history; the users' mean is about 0.8 of it.
-        min_count: As in `EleMe`.
-        seed: Of everything that is drawn.
+        data_dir: str or `pathlib.Path`. Root of the prepared data sets.
+        raw_dir: str, `pathlib.Path` or `None`. Directory for the raw files. If `None`, it is
+            `<data_dir>/synthetic/raw`. Defaults to `None`.
+        users: int. Number of users. One in twenty has impressions on the test day only. Defaults to
+            `3000`.
+        items: int. Number of items. Defaults to `1200`.
+        categories: int. Number of categories, at most `items`. Defaults to `40`.
+        interests: int. Largest number of interests that a user has, at most `categories`. The
+            smallest is two. Defaults to `4`.
+        impressions: int. Number of rows of each user on each day. Defaults to `3`.
+        history_length: int. Longest history. The mean is about 0.8 of it. Defaults to `50`.
+        min_count: int. As in `ele_me.EleMe`. Defaults to `2`.
+        seed: int. Seed of all random numbers. Defaults to `0`.
     """
 
     VERSION = tfds.core.Version(_VERSION)
@@ -112,7 +115,7 @@ class Synthetic(ele_me.EleMe):
         return {name: value for name, value in self.options.items() if name != "min_count"}
 
     def convert(self):
-        """As `EleMe.convert`, after the raw files have been written."""
+        """Writes the raw files and converts them, see `RequestBuilder.convert`."""
         write_raw(self.raw_dir, **self._raw_options)
         self.report.note(
             "best_reachable",
@@ -125,14 +128,22 @@ class Synthetic(ele_me.EleMe):
 
 
 def write_raw(raw_dir, *, users, items, categories, interests, impressions, history_length, seed):
-    """Writes D<day>_<part>.csv and, beside each, D<day>_<part>.probability.npy (float64, a row).
+    """Writes the raw files, unless `raw_dir` already holds those of the same options.
 
-    Writes nothing if `raw_dir` holds the files of the same options already. A file holds the same
-    users on every day, and what it says of them depends on the seed and its number only.
+    They are `D<day>_<part>.csv` and, with the click probability of each row as a float64,
+    `D<day>_<part>.probability.npy`. A part has the same users on every day. More users only add
+    parts, and the others stay the same.
 
     Args:
-        raw_dir: Directory of the files, whole or not there.
-        users, items, categories, interests, impressions, history_length, seed: As in `Synthetic`.
+        raw_dir: str or `pathlib.Path`. Directory of the files. It appears when they are all
+            written.
+        users: int. As in `Synthetic`.
+        items: int. As in `Synthetic`.
+        categories: int. As in `Synthetic`.
+        interests: int. As in `Synthetic`.
+        impressions: int. As in `Synthetic`.
+        history_length: int. As in `Synthetic`.
+        seed: int. As in `Synthetic`.
 
     Raises:
         ValueError: If an option is out of its range, or `raw_dir` holds files of another origin.
@@ -198,7 +209,15 @@ def _check(options):
 
 
 def best_reachable(raw_dir, days):
-    """dict of the AUC, GAUC and log loss of the true probabilities on the rows of some days."""
+    """Metrics of the true click probabilities.
+
+    Args:
+        raw_dir: str or `pathlib.Path`. Directory that `write_raw` has written.
+        days: iterable of int. The days whose rows count, from 1.
+
+    Returns:
+        dict of floats `auc`, `gauc` and `log_loss`.
+    """
     labels, users, probabilities = [], [], []
     for path in (file for day in days for file in ele_me.day_files(raw_dir, day)):
         with path.open() as file:
@@ -221,7 +240,7 @@ def _probability_path(path):
 
 
 class _Catalog:
-    """The items: those of one category stand together, four to a shop, three shops to a brand."""
+    """The items, sorted by category. A shop has four of them, and a brand three shops."""
 
     def __init__(self, items, categories, rng):
         self.items = items
@@ -230,7 +249,7 @@ class _Catalog:
         self.appeal = rng.normal(size=items)
         self.popularity = np.cumsum(np.exp(_POPULARITY_SPREAD * self.appeal))
         shop = np.arange(items) // 4
-        # A shop without an area, or a brand, leaves these empty wherever its items come up.
+        # Some shops have no area or no brand, so these are missing wherever their items occur.
         place = rng.integers(0, 1000, shop[-1] + 1)[shop]
         area = np.where(place < 30, "-1", _ids("area", place % 50))
         self.columns = {
@@ -258,7 +277,7 @@ class _Catalog:
         return self._at(rng.random(shape) * self.popularity[-1])
 
     def popular_of(self, rng, categories):
-        """Items drawn by popularity within given categories."""
+        """Items drawn by popularity within each of the given categories."""
         first = np.searchsorted(self.category, categories)
         last = np.searchsorted(self.category, categories, side="right") - 1
         low = np.where(first > 0, self.popularity[first - 1], 0.0)
@@ -270,10 +289,10 @@ class _Catalog:
 
 
 class _Users:
-    """Some users, with all that they did until the end of the last day.
+    """Some users and all that they do until the end of the last day.
 
-    Arrays are (users, behaviors) or (users, interests); times are seconds since `_PAST_DAYS` before
-    day 1.
+    Arrays have the shape (users, behaviors) or (users, interests). Times are seconds since
+    `_PAST_DAYS` before day 1.
     """
 
     def __init__(self, numbers, catalog, interests, history_length, rng):
@@ -289,7 +308,7 @@ class _Users:
         self._liked = order[:, :interests]
         self._strength = rng.uniform(*_STRENGTH, (users, interests))
         self._strength[np.arange(interests) >= self._interests[:, None]] = 0
-        # Somebody always had an interest, the others come at any time.
+        # The first interest was there from the beginning, the others come at any time.
         self._begin = rng.uniform(0, (_PAST_DAYS + _DAYS - 10) * _DAY, (users, interests))
         self._begin[:, 0] = 0
         least, mean = _ACTIVE_DAYS
@@ -299,7 +318,7 @@ class _Users:
         self._columns = self._describe(_ids("user", np.array(numbers)))
 
     def _level(self, times, later):
-        """How much of its strength an interest has: (users, n) -> (users, n, interests)."""
+        """How much of its strength an interest has at times: (users, n, interests)."""
         times = times[..., None]
         level = np.where(times < self._end[:, None], 1.0, later)
         return np.where(times < self._begin[:, None], 0.0, level)
@@ -355,9 +374,10 @@ class _Users:
         return {name: column.astype(object) for name, column in columns.items()}
 
     def impressions(self, day, per_user):
-        """A day's rows, each user's together, at one time: raw columns, and click probabilities.
+        """The raw columns of a day's rows, and their click probabilities.
 
-        To be called once for each day, in their order.
+        A user's rows follow each other and are of one time. This must be called once for each day,
+        in the order of the days, because it draws random numbers.
         """
         rng, catalog = self._rng, self._catalog
         users = len(self._new)
@@ -394,7 +414,7 @@ class _Users:
         return columns, probabilities[seen].ravel()
 
     def _history_texts(self, time):
-        """The newest behaviors before each user's `time`, as the raw files' lists."""
+        """The newest behaviors before each user's `time`, as lists of the raw files."""
         ends = (self._times < time[:, None]).sum(1)
         spans = [slice(max(end - self._history_length, 0), end) for end in ends]
         lists = {**self._behaviors, "timediff_list": (time[:, None] - self._times).astype(str)}
@@ -407,13 +427,13 @@ class _Users:
 
 
 def _times(rng, days):
-    """A second of each given day, as people eat."""
+    """Random seconds of the given days, at the hours when people order meals."""
     hours = rng.choice(24, size=days.shape, p=_HOURS / _HOURS.sum())
     return days * _DAY + hours * 3600 + rng.integers(0, 3600, days.shape)
 
 
 def _clock(times):
-    """The raw columns of times."""
+    """The raw columns that tell a time."""
     days, hours = times // _DAY, times % _DAY // 3600
     meal = np.select(
         [(hours >= 5) & (hours < 10), (hours >= 10) & (hours < 14), (hours >= 14) & (hours < 17)],
@@ -431,8 +451,8 @@ def _clock(times):
 
 
 def _ids(kind, numbers):
-    """Ten hexadecimal digits for each number, distinct within a kind, without visible order."""
-    # An odd factor permutes the numbers below 2^40.
+    """Ids of ten hexadecimal digits, distinct for the numbers of a kind and in no visible order."""
+    # Multiplication by an odd factor permutes the numbers below 2^40.
     mixed = (np.asarray(numbers, np.uint64) + np.uint64(zlib.crc32(kind.encode()))) * np.uint64(
         0x9E3779B97F4A7C15
     )

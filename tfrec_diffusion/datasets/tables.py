@@ -1,4 +1,4 @@
-"""Raw tables, read, joined and sorted by DuckDB on disk, so that they may be larger than memory."""
+"""Reads, joins and sorts raw tables with DuckDB on disk, so that they may be larger than memory."""
 
 import concurrent.futures
 import contextlib
@@ -14,10 +14,11 @@ from typing import NamedTuple
 import duckdb
 import numpy as np
 import tensorflow_datasets as tfds
+from pyarrow import parquet
 
-# What DuckDB holds in memory before it spills to its temporary files.
+# How much DuckDB holds in memory before it writes to temporary files.
 MEMORY_LIMIT = "4GB"
-# A chunk of a streamed result, in DuckDB's vectors of 2048 rows.
+# Length of a chunk of a streamed result, in DuckDB's vectors of 2048 rows.
 _VECTORS_PER_CHUNK = 64
 
 SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR", "float32": "FLOAT"}
@@ -34,9 +35,9 @@ _READABLE_AS = {
     "VARCHAR": (*_INTEGERS, "VARCHAR"),
     "FLOAT": (*_INTEGERS, "DECIMAL*", "FLOAT", "DOUBLE"),
 }
-# Letters of a dropped row that the report shows.
+# How many characters of a dropped row the report shows.
 _SHOWN = 200
-# Column of a loaded table that says the file of a row, for a while.
+# Column of a table with the file of each row, while the table is loaded.
 _FILE = '"file of the row"'
 _REJECTIONS = {
     "MISSING COLUMNS": "too few columns",
@@ -49,7 +50,14 @@ _REJECTIONS = {
 
 
 def find_files(root, pattern):
-    """The files that a glob pattern names below `root`, in the order of their names.
+    """Finds the files that match a pattern.
+
+    Args:
+        root: str or `pathlib.Path`. Directory in which to look.
+        pattern: str. Glob pattern relative to `root`.
+
+    Returns:
+        list of `pathlib.Path`, in the order of their names.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -63,7 +71,17 @@ def find_files(root, pattern):
 
 
 def column_names(path):
-    """The columns of a Parquet file, or of a CSV file (plain or .gz) by its first line."""
+    """Names of the columns of a file; of a CSV file they stand in its first line.
+
+    Args:
+        path: `pathlib.Path`. A `.parquet` file or a CSV file, plain or `.gz`.
+
+    Returns:
+        list of str.
+
+    Raises:
+        ValueError: If the file is not of that format.
+    """
     if path.suffix == ".parquet":
         return list(_parquet_types(path))
     opener = gzip.open if path.suffix == ".gz" else open
@@ -75,32 +93,63 @@ def column_names(path):
 
 
 def holds_timestamps(path, name):
-    """Whether a column is a TIMESTAMP of a Parquet file, which `load` reads as nanoseconds."""
+    """Whether a column is a TIMESTAMP, which `Database.load` reads as nanoseconds.
+
+    Args:
+        path: `pathlib.Path`. A `.parquet` file or a CSV file, which has no TIMESTAMPs.
+        name: str. Name of a column.
+
+    Returns:
+        bool.
+    """
     return path.suffix == ".parquet" and _is_any(_parquet_types(path).get(name, ""), [_TIMESTAMP])
 
 
 def quoted(name):
-    """A name as an SQL identifier."""
+    """Quotes a name as an SQL identifier.
+
+    Args:
+        name: str.
+
+    Returns:
+        str.
+    """
     return '"' + name.replace('"', '""') + '"'
 
 
 def literal(value):
-    """A text as an SQL string."""
+    """Quotes a value's text as an SQL string.
+
+    Args:
+        value: Anything that `str` makes a text of.
+
+    Returns:
+        str.
+    """
     return "'" + str(value).replace("'", "''") + "'"
 
 
 def read(path):
-    """The columns of a Parquet file of `Database.cut`, as arrays like `Database.chunks`'."""
-    with duckdb.connect(config={"threads": 1}) as connection:
-        return _as_arrays(connection.execute(f"SELECT * FROM {_parquet([path])}").df())
+    """Reads a Parquet file that `Database.cut` has written.
+
+    Args:
+        path: `pathlib.Path`. The file.
+
+    Returns:
+        dict of arrays by column name, as `Database.chunks` yields them.
+    """
+    with parquet.ParquetFile(path) as file:
+        columns = file.read(use_threads=False)
+    return {name: columns[name].to_numpy() for name in columns.column_names}
 
 
 class DamagedFileError(Exception):
-    """A .gz file cannot be read on.
+    """The rest of a `.gz` file cannot be read.
 
-    Attributes:
-        lost_lines: How many lines the unread rest may hold, at least 1: the file may have been
-            longer.
+    Args:
+        message: str. What is wrong.
+        lost_lines: int. How many lines the rest may hold; at least 1, because a file that has been
+            cut off was longer.
     """
 
     def __init__(self, message, lost_lines):
@@ -109,10 +158,16 @@ class DamagedFileError(Exception):
 
 
 def lines(path):
-    """Yields the lines of a file, plain or .gz, as bytes.
+    """Reads a file line by line.
+
+    Args:
+        path: `pathlib.Path`. A text file, plain or `.gz`.
+
+    Yields:
+        bytes, one line each.
 
     Raises:
-        DamagedFileError: If a .gz file is cut off or damaged, after the lines before.
+        DamagedFileError: If a `.gz` file is cut off or damaged, after the lines before that place.
     """
     if path.suffix != ".gz":
         with path.open("rb") as file:
@@ -131,14 +186,16 @@ def lines(path):
 
 
 class Database:
-    """A DuckDB database in a directory of its own, which goes when the `with` block ends.
+    """A DuckDB database in a directory of its own, which is removed when the `with` block ends.
 
     Args:
-        scratch: Where that directory is made: on a disk with room for the raw data twice.
-        report: `Report` that counts the rows read and dropped.
+        scratch: `pathlib.Path`. Directory in which that directory is made, on a disk with room for
+            twice the raw data.
+        report: `report.Report`. Counts the rows that are read and dropped.
 
     Attributes:
-        part_rows: Rows of a part that `cut` makes, or those of its largest group.
+        part_rows: int. About how many rows a part of `cut` has; a part is longer where a single key
+            has more rows.
     """
 
     part_rows = 1 << 18
@@ -166,15 +223,19 @@ class Database:
         shutil.rmtree(self._directory)
 
     def execute(self, sql, description=None):
-        """Runs a statement and returns the rows of its result.
+        """Runs a statement.
 
         Args:
-            sql: The statement.
-            description: What a progress bar says meanwhile; default: there is none.
+            sql: str. The statement.
+            description: str or `None`. What a progress bar says meanwhile. If `None`, there is no
+                progress bar. Defaults to `None`.
+
+        Returns:
+            list of tuples, the rows of the result.
 
         Raises:
             KeyboardInterrupt: If Ctrl-C stops it.
-            OSError: If DuckDB cannot; for instance the disk is full or a file is cut off.
+            OSError: If DuckDB fails, for instance because the disk is full or a file is cut off.
             ValueError: If the statement does not fit the data.
         """
         return self._run(
@@ -182,10 +243,15 @@ class Database:
         )
 
     def chunks(self, sql):
-        """Streams the result of a query without NULLs, as dicts of arrays by column.
+        """Streams the result of a query.
 
-        Integers come as int64, floats as float32, text as str objects; rows in the order of the
-        query's ORDER BY, or of the one table that it reads.
+        Args:
+            sql: str. A query whose result has no NULLs. Its rows come in the order of its ORDER BY,
+                or of the table that it reads if it reads just one.
+
+        Yields:
+            dict of arrays by column name: int64 for integers, float32 for floats, and objects (str)
+            for text.
         """
         cursor = self._connection.cursor()
         self._run(cursor, lambda: cursor.execute(sql))
@@ -196,7 +262,14 @@ class Database:
             yield _as_arrays(frame)
 
     def columns(self, sql):
-        """The whole result of `chunks`, for what is small enough."""
+        """The whole result of a query, which must fit into memory.
+
+        Args:
+            sql: str. As in `chunks`.
+
+        Returns:
+            dict of arrays by column name, as `chunks` yields them.
+        """
         chunks = list(self.chunks(sql))
         if not chunks:
             names = [row[0] for row in self.execute(f"DESCRIBE {sql}")]
@@ -204,24 +277,31 @@ class Database:
         return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
     def load(self, table, paths, columns, *, header=None, lenient=(), wanted=None):
-        """Creates `table` with some columns of files; its `rowid` is the order of the rows.
+        """Creates a table of some columns of files. Its `rowid` is the order of the rows.
 
-        Rows that cannot be read are counted in the report by reason, with file and line. Of a .gz
-        file that is cut off or damaged what comes before is read; the rest counts as one bad row
-        or, where bytes are left, as many as it may hold.
+        Rows that cannot be read are counted in the report by reason, with file and line. A `.gz`
+        file that is cut off or damaged is read up to that place. What follows counts as one bad row
+        or, if bytes are left, as many bad rows as it may hold.
 
         Args:
-            paths: Files of one format with the same columns; .csv, .csv.gz or .parquet.
-            columns: dict of SQL type (`SQL_TYPES`) by column name.
-            header: Names of all columns, where CSV files have no header line, nor quotes.
-            lenient: Names of columns in which a text that is not a number is taken for missing and
-                counted, while elsewhere such a row is dropped (CSV).
-            wanted: SQL condition on the files' columns. The table gets a column `wanted` that says
-                whether it holds; where it does not, the others are NULL, which costs little.
+            table: str. Name of the table.
+            paths: list of `pathlib.Path`. `.csv`, `.csv.gz` or `.parquet` files, all of one format
+                and with the same columns.
+            columns: dict of SQL type (one of `SQL_TYPES`) by column name. The columns to read.
+            header: sequence of str or `None`. Names of all columns of CSV files that have no header
+                line, and then no quotes. If `None`, CSV files have a header line. Defaults to
+                `None`.
+            lenient: collection of str. Names of columns in which a text that is not a number is
+                counted and taken for missing. In other columns of a CSV file it makes the row a bad
+                one. Defaults to `()`.
+            wanted: str or `None`. SQL condition on the columns of the files. The table gets a
+                column `wanted` that says whether the condition holds; where it does not, the other
+                columns are NULL, which takes little room. If `None`, there is no such column.
+                Defaults to `None`.
 
         Raises:
-            ValueError: If a file lacks a column, has other columns than the first, or (Parquet)
-                has it as another type; or if too many rows are bad.
+            ValueError: If a file lacks a column, has other columns than the first file or, in
+                Parquet, has a column of another type, or if too many rows are bad.
         """
         # DuckDB reads nothing of a file that ends early, and anything of one that is damaged.
         sound, places, lost = self._without_damage(paths)
@@ -232,13 +312,16 @@ class Database:
             path.unlink()
 
     def drop(self, table, condition, reason, *, bad=True):
-        """Deletes the rows of a loaded table where `condition` holds; reports the first of them.
+        """Deletes rows of a loaded table, and shows the first of them in the report.
 
         Args:
-            table: Name of the table.
-            condition: SQL.
-            reason: As in `Report.drop`.
-            bad: As in `Report.drop`.
+            table: str. Name of the table.
+            condition: str. SQL that holds for the rows to delete.
+            reason: str. As in `Report.drop`.
+            bad: bool. As in `Report.drop`. Defaults to `True`.
+
+        Raises:
+            ValueError: If too many rows are bad.
         """
         first = self.execute(
             f"SELECT rowid, left(t::VARCHAR, {_SHOWN}) FROM {quoted(table)} AS t "
@@ -247,21 +330,35 @@ class Database:
         ((rows,),) = self.execute(f"DELETE FROM {quoted(table)} WHERE {condition}")
         places = [f"{self._place(table, rowid)}{row}" for rowid, row in first]
         self._report.drop(table, reason, rows, places, bad=bad)
-        # Once many are gone, DuckDB may number the others anew.
+        # When many rows are gone, DuckDB may give the others new numbers.
         if rows and not bad:
             self._files[table] = None
 
     def drop_repeated(self, table, key, reason, *, bad=True):
-        """Deletes all but the first of the rows with the same `key`, SQL of some columns."""
+        """Deletes all but the first of the rows that have the same key.
+
+        Args:
+            table: str. Name of the table.
+            key: str. SQL of one or more columns.
+            reason: str. As in `Report.drop`.
+            bad: bool. As in `Report.drop`. Defaults to `True`.
+
+        Raises:
+            ValueError: If too many rows are bad.
+        """
         first = f"SELECT min(rowid) FROM {quoted(table)} GROUP BY {key}"
         self.drop(table, f"rowid NOT IN ({first})", reason, bad=bad)
 
     def value_counts(self, select, least=1):
-        """How often each value stands in the column `value` of a SELECT.
+        """Counts the values of the column `value` of a query.
+
+        Args:
+            select: str. The query.
+            least: int. How often a value must occur to be returned. Defaults to `1`.
 
         Returns:
-            Distinct values, ascending, and their counts, of those that stand at least `least`
-            times; and how often all do together.
+            Tuple of an array of the distinct values, ascending; an int64 array of how often each
+            occurs; and an int, how often all values occur, also those that are not returned.
         """
         self.execute(
             f"CREATE TABLE counts AS SELECT value, count(*) AS n FROM ({select}) GROUP BY value"
@@ -272,16 +369,19 @@ class Database:
         return counts["value"], counts["n"], total
 
     def cut(self, directory, key, queries):
-        """Writes results to Parquet files, as many as it takes; equal keys stand in one part.
+        """Writes the results of queries to Parquet files, cut into parts by a key.
+
+        All rows with the same key, of all queries, are in one part.
 
         Args:
-            directory: Of the files; made if it is not there.
-            key: Name of a column of all queries, without NULLs.
-            queries: dict of a SELECT by name. The rows of a part are in its order if it is that of
-                the one table that it reads.
+            directory: `pathlib.Path`. Directory of the files, which is made if it is not there.
+            key: str. Name of a column that all queries have, without NULLs.
+            queries: dict of SQL queries by name. A query that reads just one table has its rows in
+                the order of that table.
 
         Returns:
-            list of the parts in the order of their keys: dicts of a path by the names of `queries`.
+            list of the parts in the order of their keys; each is a dict of `pathlib.Path` by the
+            names of `queries`.
         """
         directory = pathlib.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -310,12 +410,12 @@ class Database:
         return parts
 
     def _run(self, connection, work, description=None):
-        # DuckDB looks for Ctrl-C only where the calling thread has a part of the query to do: one
-        # that other threads do would go on to its end.
+        # DuckDB looks for Ctrl-C only while the calling thread itself works on the query: if other
+        # threads do all the work, the query would run to its end.
         with _clear_errors(), _bar(description) as show:
             task = self._worker.submit(work)
             try:
-                # Waits in slices: a signal that came to another thread wakes no wait of this one.
+                # Waits in slices, because a signal that reaches another thread does not end a wait.
                 while not concurrent.futures.wait([task], timeout=0.1).done:
                     show(connection)
             except KeyboardInterrupt:
@@ -373,17 +473,22 @@ class Database:
             self._read_numbers(table, name, kind)
 
     def _place(self, table, rowid):
-        """File and line that a row of a loaded table was read from, where that is known."""
+        """The file and line from which a row of a loaded table was read, if they are known."""
         if self._files[table] is None:
             return ""
         file = [file for file in self._files[table] if file.first_row <= rowid][-1]
         line = rowid - file.first_row + file.first_line
-        # Good lines before each rejected one, which do not change when those are taken out.
+        # The number that each rejected line would have if those before it were taken out.
         before = np.asarray(file.rejected, np.int64) - np.arange(len(file.rejected))
         return f"{file.name}:{line + np.searchsorted(before, line, side='right')} "
 
     def _without_damage(self, paths):
-        """The files, copies of what is readable for damaged ones; where these end; lines lost."""
+        """Replaces damaged files by copies of what is readable of them.
+
+        Returns:
+            Tuple of the paths, a list of the places at which damaged files end, and the number of
+            lines that are lost.
+        """
         sound, places, lost = [], [], 0
         for i, path in enumerate(paths):
             if path.suffix != ".gz" or _is_sound(path):
@@ -449,8 +554,8 @@ class Database:
         )
 
     def _count_rejects(self, table):
-        """Reports the lines that could not be read; the ascending numbers of all by file."""
-        # A line may be wrong in several columns; its first error speaks for it.
+        """Reports the lines that could not be read, and returns their ascending numbers by file."""
+        # A line may be wrong in several columns; the first of them is reported.
         self.execute(
             """
             CREATE TEMP TABLE rejected_lines AS
@@ -486,7 +591,7 @@ class Database:
 
 
 def _is_sound(path):
-    """Whether a .gz file is whole, by its own checksum."""
+    """Whether a `.gz` file is whole, by its own checksum."""
     size = path.stat().st_size
     with (
         path.open("rb") as raw,
@@ -504,13 +609,13 @@ def _is_sound(path):
 
 
 class _File(NamedTuple):
-    """Where the rows of a loaded file stand.
+    """Where the rows of a loaded file are in its table.
 
     Args:
-        name: Of the file.
-        first_row: Its first row's place in the table.
-        first_line: The line of that row, if it could be read.
-        rejected: Ascending lines that could not be.
+        name: str. Name of the file.
+        first_row: int. Position of its first row in the table.
+        first_line: int. First line of the file that holds a row.
+        rejected: list of int. Numbers of the lines that could not be read, ascending.
     """
 
     name: str
@@ -537,7 +642,7 @@ def _as_arrays(frame):
 
 @contextlib.contextmanager
 def _bar(description):
-    """Yields what shows a connection's progress."""
+    """Shows a progress bar; yields a function that updates it from a connection."""
     if description is None:
         yield lambda connection: None
         return
@@ -570,7 +675,7 @@ def _check_columns(path, there, columns):
 
 @contextlib.contextmanager
 def _clear_errors():
-    """DuckDB's errors as Python's own kind, of one line."""
+    """Turns DuckDB's errors into `OSError`s and `ValueError`s with a message of one line."""
     try:
         yield
     except duckdb.OperationalError as error:

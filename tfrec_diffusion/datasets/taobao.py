@@ -1,4 +1,4 @@
-"""Taobao UserBehavior (Tianchi 649): the file that users' behaviors stand in."""
+"""Taobao UserBehavior (Tianchi 649): next-item requests from a file of behaviors."""
 
 import datetime
 
@@ -15,8 +15,8 @@ _END_SECOND = int(datetime.datetime(2017, 12, 4, tzinfo=_CHINA).timestamp())
 class Taobao(next_item.NextItem):
     """Next-item requests from `UserBehavior.csv` or `UserBehavior.csv.gz`.
 
-    Arguments and splits are those of `NextItem`. Views, favorites, carts and purchases all count
-    as behaviors.
+    Arguments and splits are those of `next_item.NextItem`. Views, favorites, carts and purchases
+    all count as behaviors.
     """
 
     VERSION = tfds.core.Version("1.2.0")

@@ -1,6 +1,6 @@
-"""Raw values to rows of embedding tables, exactly as the exported model's lookups do it.
+"""Maps raw values to rows of embedding tables, exactly as the lookups of an exported model do.
 
-Row 0 is a missing value, row 1 one that is out of vocabulary, real values start at row 2.
+Row 0 is for a missing value, row 1 for a value out of vocabulary, and real values start at row 2.
 """
 
 import pathlib
@@ -13,13 +13,13 @@ from tfrec_diffusion import schema
 
 
 class Vocabulary:
-    """The values seen often enough in training, in a fixed order.
+    """Gives each listed value a row of its own.
 
     Args:
-        name: Of the table.
-        dtype: Of the raw values, `"int64"` or `"string"`.
-        values: Distinct raw values; value i (from 0) has row 2 + i.
-        tiers: Of `schema.Table`.
+        name: str. Name of the table.
+        dtype: str. Type of the raw values, `"int64"` or `"string"`.
+        values: array of shape (n,). Distinct raw values; value i (from 0) has row 2 + i.
+        tiers: tuple of ints. As in `schema.Table`. Defaults to `()`.
     """
 
     def __init__(self, name, dtype, values, tiers=()):
@@ -31,16 +31,26 @@ class Vocabulary:
 
     @classmethod
     def from_counts(cls, name, dtype, values, counts, *, min_count=1, tiers=1, seen=None):
-        """The values counted at least `min_count` times: most frequent first, ties ascending.
+        """Lists the values that training has seen often enough.
 
-        Missing values, and texts with a line break (they cannot stand in a vocabulary file, so
-        serving finds them out of vocabulary as well), are left out.
+        The most frequent come first, and equally frequent ones in ascending order.
+
+        Missing values are left out, and so are texts with a line break: a vocabulary file cannot
+        hold them, so that they are out of vocabulary at serving as well.
 
         Args:
-            values: Distinct raw values, (n,).
-            counts: How often each was seen in training, (n,) integers.
-            tiers: Tiers of popularity; each holds about the same share of what training sees.
-            seen: How often training saw any value; default: those of `counts`.
+            name: str. Name of the table.
+            dtype: str. Type of the raw values, `"int64"` or `"string"`.
+            values: array of shape (n,). Distinct raw values.
+            counts: int array of shape (n,). How often training has seen each.
+            min_count: int. How often training must have seen a value. Defaults to `1`.
+            tiers: int. Number of tiers of popularity. Each holds about the same share of all that
+                training has seen. Defaults to `1`.
+            seen: int or `None`. How often training has seen any value. If `None`, the sum of
+                `counts`. Defaults to `None`.
+
+        Returns:
+            `Vocabulary`.
         """
         seen = np.sum(counts) if seen is None else seen
         values, counts = _as_array(values, dtype), np.asarray(counts, np.int64)
@@ -55,7 +65,14 @@ class Vocabulary:
         return cls(name, dtype, values[order], tuple((schema.FIRST_INDEX + 1 + starts).tolist()))
 
     def encode(self, values):
-        """Rows of raw values: array of any shape -> int32 array of that shape."""
+        """Maps raw values to rows.
+
+        Args:
+            values: array of any shape. Raw values.
+
+        Returns:
+            int32 array of the same shape.
+        """
         values = _as_array(values, self.dtype)
         flat = values.ravel()
         # An unknown value's position is -1, which lands on row 1, out of vocabulary.
@@ -64,12 +81,23 @@ class Vocabulary:
         return rows.reshape(values.shape)
 
     def table(self, dim=8):
-        """The `schema.Table` of this vocabulary."""
+        """Describes this vocabulary in a schema.
+
+        Args:
+            dim: int. Width of an embedding. Defaults to `8`.
+
+        Returns:
+            `schema.Table`.
+        """
         rows = schema.FIRST_INDEX + len(self.values)
         return schema.Table(self.name, "vocabulary", self.dtype, rows, dim, tiers=self.tiers)
 
     def save(self, directory):
-        """Writes `directory`/vocabularies/<name>.txt, one value a line."""
+        """Writes `vocabularies/<name>.txt`, with one value per line.
+
+        Args:
+            directory: str or `pathlib.Path`. Directory of the prepared data set.
+        """
         path = pathlib.Path(schema.vocabulary_path(directory, self.name))
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8", newline="\n") as file:
@@ -77,12 +105,15 @@ class Vocabulary:
 
 
 class HashBuckets:
-    """Rows by a hash of the value as text, for id spaces too large to list.
+    """Gives each value a row by the hash of its text, for ids that are too many to list.
 
     Args:
-        name: Of the table.
-        dtype: Of the raw values, `"int64"` or `"string"`.
-        buckets: Number of rows that values share.
+        name: str. Name of the table.
+        dtype: str. Type of the raw values, `"int64"` or `"string"`.
+        buckets: int. Number of rows that the values share.
+
+    Raises:
+        ValueError: If `buckets` is not positive.
     """
 
     def __init__(self, name, dtype, buckets):
@@ -93,7 +124,14 @@ class HashBuckets:
         self.buckets = buckets
 
     def encode(self, values):
-        """Rows of raw values: array of any shape -> int32 array of that shape."""
+        """Maps raw values to rows.
+
+        Args:
+            values: array of any shape. Raw values.
+
+        Returns:
+            int32 array of the same shape.
+        """
         values = _as_array(values, self.dtype)
         codes, distinct = pd.factorize(values.ravel())
         text = [str(value) for value in distinct]
@@ -103,19 +141,34 @@ class HashBuckets:
         return rows[codes].reshape(values.shape)
 
     def table(self, dim=8):
-        """The `schema.Table` of these buckets."""
+        """Describes these buckets in a schema.
+
+        Args:
+            dim: int. Width of an embedding. Defaults to `8`.
+
+        Returns:
+            `schema.Table`.
+        """
         return schema.Table(self.name, "hash", self.dtype, schema.FIRST_INDEX + self.buckets, dim)
 
     def save(self, directory):
-        """Writes nothing: the schema says it all."""
+        """Writes nothing, because the schema holds everything.
+
+        Args:
+            directory: str or `pathlib.Path`. As in `Vocabulary`.
+        """
 
 
 class Boundaries:
-    """Rows by the interval that a number falls in: 2 + how many boundaries are <= the number.
+    """Gives each number the row of its interval: 2 + how many boundaries are <= the number.
 
     Args:
-        name: Of the table.
-        boundaries: Increasing numbers, rounded to float32, in which serving compares.
+        name: str. Name of the table.
+        boundaries: sequence of floats. Increasing numbers. They are rounded to float32, because
+            serving compares in float32.
+
+    Raises:
+        ValueError: If the boundaries are not finite and increasing.
     """
 
     dtype = "float32"
@@ -130,11 +183,19 @@ class Boundaries:
 
     @classmethod
     def from_counts(cls, name, values, counts, *, buckets):
-        """Intervals of about equally many training values, at most `buckets` of them.
+        """Cuts the numbers that training has seen into intervals of about equally many.
 
         Args:
-            values: Distinct raw values, (n,); NaN is missing.
-            counts: How often each was seen in training, (n,) integers.
+            name: str. Name of the table.
+            values: float array of shape (n,). Distinct raw values; NaN is missing.
+            counts: int array of shape (n,). How often training has seen each.
+            buckets: int. Number of intervals, at least 2. Few distinct values have fewer.
+
+        Returns:
+            `Boundaries`.
+
+        Raises:
+            ValueError: If `buckets` is less than 2.
         """
         if buckets < 2:
             raise ValueError(f"`buckets` must be at least 2. Received: {buckets} ({name!r})")
@@ -149,25 +210,50 @@ class Boundaries:
         return cls(name, boundaries[boundaries > values[0]])
 
     def encode(self, values):
-        """Rows of numbers: array of any shape -> int32 array of that shape."""
+        """Maps numbers to rows.
+
+        Args:
+            values: float array of any shape. NaN is missing.
+
+        Returns:
+            int32 array of the same shape.
+        """
         values = np.asarray(values, np.float32)
         rows = np.searchsorted(self.boundaries, values, side="right") + schema.FIRST_INDEX
         return np.where(np.isnan(values), schema.PADDING, rows).astype(np.int32)
 
     def table(self, dim=8):
-        """The `schema.Table` of these intervals."""
+        """Describes these intervals in a schema.
+
+        Args:
+            dim: int. Width of an embedding. Defaults to `8`.
+
+        Returns:
+            `schema.Table`.
+        """
         rows = schema.FIRST_INDEX + len(self.boundaries) + 1
         return schema.Table(
             self.name, "boundaries", self.dtype, rows, dim, tuple(self.boundaries.tolist())
         )
 
     def save(self, directory):
-        """Writes nothing: the schema says it all."""
+        """Writes nothing, because the schema holds everything.
+
+        Args:
+            directory: str or `pathlib.Path`. As in `Vocabulary`.
+        """
 
 
 def has_line_break(values):
-    """Which texts cannot be one line of a file: (n,) array of str -> (n,) bool array."""
-    # `splitlines` knows every character that some reader takes for the end of a line.
+    """Tells the texts that cannot be one line of a file.
+
+    Args:
+        values: array of str of shape (n,).
+
+    Returns:
+        bool array of shape (n,).
+    """
+    # `splitlines` splits at every character that any reader takes for the end of a line.
     return np.fromiter(("".join(v.splitlines()) != v for v in values), bool, len(values))
 
 

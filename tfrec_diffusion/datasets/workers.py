@@ -1,4 +1,4 @@
-"""Encodes the parts of splits in processes beside this one, which gets their records in order."""
+"""Encodes the parts of splits in other processes of this machine; their records come in order."""
 
 import collections
 import concurrent.futures
@@ -12,11 +12,11 @@ import threading
 
 
 class Workers:
-    """Processes that encode, while the `with` block lasts.
+    """Processes that encode requests, for the length of a `with` block.
 
     Args:
-        count: Of processes; 1: there is none, this one does it.
-        scratch: Directory for temporary files.
+        count: int. Number of processes. If `1`, this process encodes and no other is started.
+        scratch: `pathlib.Path`. Directory for temporary files.
     """
 
     def __init__(self, count, scratch):
@@ -39,15 +39,19 @@ class Workers:
             self._pool.shutdown(cancel_futures=True)
 
     def records(self, name, split, encode, counts):
-        """Yields `(key, bytes)` of a split's parts, in their order.
-
-        Of the parts, some more than there are processes are in memory at a time.
+        """Encodes the parts of a split, with few more parts in memory than there are processes.
 
         Args:
-            name: Of the split.
-            split: `requests.Split`.
-            encode: `requests.RecordEncoder`.
-            counts: `collections.Counter` of the split, which is added to.
+            name: str. Name of the split.
+            split: `records.Split`. The split.
+            encode: `records.RecordEncoder`. Encoder of the data set.
+            counts: `collections.Counter`. Counts of the split, which are added to.
+
+        Yields:
+            Pairs of a unique key (str or int) and a record (bytes), in the order of the parts.
+
+        Raises:
+            OSError: If a process ends before its work is done.
         """
         if not self._pool:
             for part in split.parts:
@@ -78,7 +82,8 @@ def _result(future):
 
 
 def _live_with_parent():
-    # Ctrl-C reaches all processes; the parent ends the others. If it is killed, they end as well.
+    # Ctrl-C reaches all processes, and the parent ends the others. If the parent is killed, they
+    # must notice by themselves.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""HierDiffuse's fusion of long- and short-term interests by denoising (section 3.2 - 3.4)."""
+"""HierDiffuse's fusion of long- and short-term interests by denoising (sections 3.2-3.4)."""
 
 import keras
 from keras import ops
@@ -15,45 +15,52 @@ from tfrec_diffusion.layers.arguments import (
 from tfrec_diffusion.layers.auxiliary_loss import add_mean_loss
 from tfrec_diffusion.layers.noise import fixed_normal, normal, randint, uniform
 
-# Of T; and for the first tenth of the curriculum, spans are small.
+# Spans as shares of T, and the share of the curriculum in which they stay small.
 _SMALL_SPAN, _LARGE_SPAN, _SMALL_SPANS = 0.1, 0.5, 0.1
 _CHAINS = {"tcc": sampler.consistency, "ddim": sampler.ddim, "ddpm": sampler.ddpm}
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class DiffusionFusion(keras.layers.Layer):
-    """h^fusion = Denoise(h^L + noise, {y_g}), eq. 1: one interest, denoised under others' guidance.
+    """Denoises one interest under the guidance of others: h^fusion = Denoise(h^L + noise, {y_g}).
 
-    f_theta(x_t, t, y) predicts x_0. In training the Trajectory Convergence Constraint (eq. 8) is
-    added to the model's losses; its x_0 is h^L without gradient, so that no encoder can collapse to
-    please it. The spans and the weight of the trajectory term follow the layer's own count of
-    training steps. At inference the noise is the same for every row.
+    This is eq. 1. The denoiser f_theta(x_t, t, y) predicts x_0. In training the Trajectory
+    Convergence Constraint (eq. 8) is added to the model's losses. Its x_0 is h^L without gradient,
+    so that the encoder cannot reduce the loss by collapsing. The spans delta and the weight of the
+    trajectory term follow a curriculum over the training steps, which the layer counts itself. At
+    inference the noise is the same for every row and in every call.
 
     Args:
         denoiser: `MLPDenoiser` or `TransformerDenoiser`.
-        sampler: "tcc" (any x_t to x_0 in one evaluation), "ddim" or "ddpm".
-        num_steps: Evaluations.
-        start_step: t at which sampling starts from h^L, perturbed to it; at T nothing of h^L is
-            left. `None`: T.
-        weight: Of the loss.
-        reconstruction, trajectory: Whether the loss has its first, its second term (table 2c).
-        trajectory_state: x at t - delta: "same_noise", h^L perturbed by the noise of x_t, or
-            "ddim", the deterministic step from f's own estimate.
-        curriculum_steps: Training steps over which the spans grow and the weight of the trajectory
-            term falls; those of the whole training.
-        condition_dropout: Share of the conditions that training leaves out, so that the
-            unconditional prediction is learned.
-        num_train_steps: T.
+        sampler: str. `"tcc"` (from any x_t to x_0 in one evaluation), `"ddim"` or `"ddpm"`.
+            Defaults to `"tcc"`.
+        num_steps: int. Number of evaluations of the denoiser. Defaults to `1`.
+        start_step: int or `None`. The step t that h^L is perturbed to before it is denoised. At T
+            nothing of h^L is left. If `None`, T. Defaults to `None`.
+        weight: float. Weight of the loss. If 0, there is no loss. Defaults to `0.1`.
+        reconstruction: bool. Whether the loss has the first term of eq. 8 (table 2c).
+            Defaults to `True`.
+        trajectory: bool. Whether the loss has the second term of eq. 8 (table 2c).
+            Defaults to `True`.
+        trajectory_state: str. What x at t - delta is: `"same_noise"`, which is h^L perturbed with
+            the noise of x_t, or `"ddim"`, which is the deterministic step from the denoiser's own
+            estimate. Defaults to `"same_noise"`.
+        curriculum_steps: int. Number of training steps in which the spans grow and the weight of
+            the trajectory term falls; usually all of them. Defaults to `10_000`.
+        condition_dropout: float. Share of the conditions that training leaves out, so that the
+            denoiser learns the unconditional prediction. Defaults to `0.1`.
+        num_train_steps: int. Number of steps T of the noise schedule. Defaults to `1000`.
 
     Call arguments:
-        interest: h^L, float (batch, d).
-        conditions: y, float (batch, conditions, d).
-        weights: Of the guidance, float (batch, conditions); 0 where a condition is absent.
-        real: bool (batch,): rows that count in the loss.
+        interest: float tensor of shape (batch, d). The long-term interest h^L.
+        conditions: float tensor of shape (batch, conditions, d). The short-term interests y.
+        weights: float tensor of shape (batch, conditions). Weights of the guidance, 0 where a
+            condition is absent.
+        real: bool tensor of shape (batch,). Rows that count in the loss.
         training: bool.
 
     Returns:
-        h^fusion, (batch, d).
+        float tensor of shape (batch, d). The fused interest h^fusion.
     """
 
     def __init__(
@@ -96,7 +103,16 @@ class DiffusionFusion(keras.layers.Layer):
         ]
 
     def make_chain(self, name, num_steps, start_step=None):
-        """The `Chain` of a sampler over this layer's schedule."""
+        """Makes the chain of a sampler over this layer's schedule.
+
+        Args:
+            name: str. `"tcc"`, `"ddim"` or `"ddpm"`.
+            num_steps: int. Number of evaluations of the denoiser.
+            start_step: int or `None`. The first step t. If `None`, T. Defaults to `None`.
+
+        Returns:
+            `Chain`.
+        """
         first = self.num_train_steps if start_step is None else start_step
         if not isinstance(num_steps, int) or not 1 <= num_steps <= first <= self.num_train_steps:
             raise ValueError(
@@ -108,8 +124,8 @@ class DiffusionFusion(keras.layers.Layer):
 
     def build(self, interest_shape, *_):
         dim = interest_shape[-1]
-        if not self.denoiser.built:  # one from a file is
-            self.denoiser.build(dim)
+        if not self.denoiser.built:
+            self.denoiser.build((None, None, dim))
         self.no_condition = self.add_weight(
             name="no_condition", shape=(dim,), initializer=keras.initializers.RandomNormal()
         )
@@ -130,12 +146,15 @@ class DiffusionFusion(keras.layers.Layer):
         """Eq. 1 with the guidance of eq. 5 or 6.
 
         Args:
-            interest, conditions, weights: See the class.
-            noise: float (steps + 1, batch or 1, d): of the perturbation, then of each step.
-            chain: `Chain`; `None`: the layer's own.
+            interest: float tensor of shape (batch, d).
+            conditions: float tensor of shape (batch, conditions, d).
+            weights: float tensor of shape (batch, conditions).
+            noise: float tensor of shape (steps + 1, batch or 1, d). Standard normal noise of the
+                perturbation, then of each step of the chain.
+            chain: `Chain` or `None`. If `None`, the layer's own. Defaults to `None`.
 
         Returns:
-            (batch, d).
+            float tensor of shape (batch, d).
         """
         chain = chain or self.chain
         x = self.schedule.q_sample(interest, int(chain.timesteps[0]), noise[0])
@@ -149,17 +168,18 @@ class DiffusionFusion(keras.layers.Layer):
         return sampler.sample(chain, predict, x, noise[1:])
 
     def convergence_errors(self, interest, conditions, t, span, noise):
-        """The two terms of eq. 8, Phi_theta being f_theta(., ., y) for each condition.
+        """The two terms of eq. 8, with f_theta(x_t, t, y) for each condition y as Phi_theta.
 
         Args:
-            interest: x_0, float (batch, d).
-            conditions: float (batch, conditions, d).
-            t: int (batch,), in [1, T].
-            span: int (batch,), delta, in [0, t].
-            noise: float (batch, d).
+            interest: float tensor of shape (batch, d). x_0.
+            conditions: float tensor of shape (batch, conditions, d).
+            t: int tensor of shape (batch,), in [1, T].
+            span: int tensor of shape (batch,), in [0, t]. delta.
+            noise: float tensor of shape (batch, d). Standard normal noise.
 
         Returns:
-            Reconstruction and trajectory errors, (batch, conditions): squares, averaged over d.
+            Two float tensors of shape (batch, conditions), the squared errors of the reconstruction
+            and of the trajectory, averaged over d.
         """
         condition = self.denoiser.condition(conditions)
 
@@ -179,27 +199,51 @@ class DiffusionFusion(keras.layers.Layer):
         )
 
     def progress(self):
-        """Share of the curriculum that is done, float32 in [0, 1]."""
+        """Returns the share of the curriculum that is done, a float32 scalar in [0, 1]."""
         done = ops.cast(self.steps_done, "float32") / self.curriculum_steps
         return ops.minimum(done, 1.0)
 
     def span_bounds(self, progress):
-        """Least and largest delta: 1 .. 0.1 T at first, then 0.1 T .. up to 0.5 T in the end."""
+        """The least and the largest span delta.
+
+        They are 1 and 0.1 T in the first tenth of the curriculum. Afterwards the least is 0.1 T,
+        and the largest grows linearly from 0.1 T to 0.5 T.
+
+        Args:
+            progress: float scalar in [0, 1]. Share of the curriculum that is done.
+
+        Returns:
+            Two float scalars.
+        """
         late = (progress - _SMALL_SPANS) / (1 - _SMALL_SPANS)
         small, grown = _SMALL_SPAN * self.num_train_steps, _LARGE_SPAN * self.num_train_steps
         low = ops.where(late < 0, 1.0, small)
         return low, small + ops.maximum(late, 0.0) * (grown - small)
 
     def trajectory_weight(self, progress):
-        """lambda of eq. 8: from 1.0 to 0.2."""
+        """lambda of eq. 8, which falls from 1.0 to 0.2.
+
+        Args:
+            progress: float scalar in [0, 1]. Share of the curriculum that is done.
+
+        Returns:
+            float scalar.
+        """
         return 1.0 - 0.8 * progress
 
     def inference_noise(self, count):
-        """Fixed standard normal numbers, float32 (count, 1, d), the same for every row."""
+        """The noise of inference, the same for every row and in every call.
+
+        Args:
+            count: int. Number of vectors of noise, one more than the steps of the chain.
+
+        Returns:
+            float32 tensor of shape (count, 1, d). Standard normal numbers.
+        """
         return fixed_normal((count, 1, self.no_condition.shape[0]))
 
     def _with_none(self, conditions):
-        """The conditions behind the one that stands for none."""
+        """Puts the vector that stands for no condition before the conditions."""
         batch, _, dim = ops.shape(conditions)
         none = ops.broadcast_to(ops.cast(self.no_condition, conditions.dtype), (batch, 1, dim))
         return ops.concatenate([none, conditions], axis=1)
@@ -207,7 +251,7 @@ class DiffusionFusion(keras.layers.Layer):
     def _add_loss(self, interest, conditions, present, real):
         batch = ops.shape(interest)[:1]
         progress = self.progress()
-        # Keras's own reads and writes: of two workers' steps, one would be lost.
+        # Keras's own `assign_add` reads and then writes: one of two workers' steps would be lost.
         self.steps_done.value.assign_add(1)
         t = randint(batch, 1, self.num_train_steps + 1, self.seed_generator)
         low, high = self.span_bounds(progress)
@@ -250,5 +294,6 @@ class DiffusionFusion(keras.layers.Layer):
     @classmethod
     def from_config(cls, config):
         """See `keras.Layer.from_config`."""
-        denoiser = keras.saving.deserialize_keras_object(config.pop("denoiser"))
-        return cls(denoiser, **config)
+        # `build` builds the denoiser. Older files hold a number in place of the shape it had.
+        denoiser = {k: v for k, v in config.pop("denoiser").items() if k != "build_config"}
+        return cls(keras.saving.deserialize_keras_object(denoiser), **config)

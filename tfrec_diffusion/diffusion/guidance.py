@@ -1,6 +1,6 @@
-"""Guidance by conditions: CFG and Semantic Guidance Disentanglement (HierDiffuse, 3.3).
+"""Guidance by conditions (HierDiffuse, section 3.3): CFG and Semantic Guidance Disentanglement.
 
-Both weigh the conditional predictions against the unconditional one.
+Both give each conditional prediction a weight against the unconditional one.
 """
 
 import math
@@ -12,17 +12,18 @@ from tfrec_diffusion.layers.arguments import check_not_negative
 
 
 def mix(predictions, weights):
-    """(1 - sum_i w_i) f(x_t, t) + sum_i w_i f(x_t, t, y_i), eq. 5-6.
+    """Mixes predictions: (1 - sum_i w_i) f(x_t, t) + sum_i w_i f(x_t, t, y_i) (eq. 5-6).
 
-    The weights sum to 1 and x_t is the same, so that mixing scores, noises or estimates of x_0 is
-    one and the same.
+    The factors sum to 1 and all predictions are for the same x_t. It therefore makes no difference
+    whether scores, noises or estimates of x_0 are mixed.
 
     Args:
-        predictions: float (batch, 1 + conditions, d), the unconditional one first.
-        weights: float (batch, conditions).
+        predictions: float tensor of shape (batch, 1 + conditions, d). The unconditional prediction,
+            then the conditional ones.
+        weights: float tensor of shape (batch, conditions). The weights w_i.
 
     Returns:
-        (batch, d).
+        float tensor of shape (batch, d).
     """
     unconditional, conditional = predictions[:, :1], predictions[:, 1:]
     return unconditional[:, 0] + ops.sum(weights[..., None] * (conditional - unconditional), axis=1)
@@ -30,16 +31,21 @@ def mix(predictions, weights):
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class ClassifierFreeGuidance(keras.layers.Layer):
-    """One weight for all (eq. 5): 1 is the conditional prediction, more exaggerates it.
+    """The same weight for all conditions (eq. 5).
+
+    With weight 1 and one condition, the mixed prediction is the conditional one. A larger weight
+    exaggerates the condition.
 
     Args:
-        weight: omega, >= 0.
+        weight: float. omega of eq. 5, at least 0. Defaults to `1.0`.
 
     Call arguments:
-        interests, counts, dispersions: As `SemanticGuidance`.
+        interests: float tensor of shape (batch, conditions, d). Unused.
+        counts: float tensor of shape (batch, conditions). Number of behaviors of each condition.
+        dispersions: float tensor of shape (batch, conditions). Unused.
 
     Returns:
-        (batch, conditions): omega, or 0 where a condition is absent.
+        float tensor of shape (batch, conditions). omega, or 0 where a condition has no behaviors.
 
     Reference:
         https://arxiv.org/abs/2207.12598
@@ -56,24 +62,22 @@ class ClassifierFreeGuidance(keras.layers.Layer):
     def compute_output_spec(self, interests, counts, dispersions):
         return keras.KerasTensor(counts.shape, self.compute_dtype)
 
-    def get_config(self):
-        return {**super().get_config(), "weight": self.weight}
-
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class SemanticGuidance(keras.layers.Layer):
-    """omega_i >= 0 of each semantic category, from what is known of its behaviors (eq. 6).
+    """A learned weight omega_i >= 0 of each semantic category (eq. 6).
 
-    A gate shared by nothing: softplus of a linear map of the category's interest, the logarithm of
-    1 + its count, and its dispersion. At first the weights sum to 1.
+    Each category has a gate of its own: the softplus of a linear map of the category's interest, of
+    log(1 + its number of behaviors) and of their dispersion. Before training, the weights of all
+    categories are equal and sum to 1.
 
     Call arguments:
-        interests: y_i, float (batch, categories, d).
-        counts: float (batch, categories), behaviors of each category.
-        dispersions: float (batch, categories), their variance.
+        interests: float tensor of shape (batch, categories, d). The interests y_i.
+        counts: float tensor of shape (batch, categories). Number of behaviors of each category.
+        dispersions: float tensor of shape (batch, categories). Variance of these behaviors.
 
     Returns:
-        (batch, categories): 0 where a category is absent.
+        float tensor of shape (batch, categories). omega_i, or 0 where a category has no behaviors.
     """
 
     def build(self, interests_shape, *_):

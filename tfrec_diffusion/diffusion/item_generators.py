@@ -1,15 +1,14 @@
-"""Generators of the next item's embedding from the history: DreamRec's and DiffuRec's.
+"""Generators of the next item's embedding: DreamRec's (algorithms 1 and 2) and DiffuRec's.
 
-Both learn from the history itself: what comes before its newest behavior is to generate that one.
-Embeddings are brought to mean 0 and variance 1, as the noise has.
+Both learn from the history alone: from all behaviors but the newest they generate the newest.
+Embeddings are scaled to mean 0 and variance 1, like the noise.
 """
 
 import keras
 from keras import ops
 
 from tfrec_diffusion.diffusion import sampler
-from tfrec_diffusion.diffusion.backbones import MLPDenoiser
-from tfrec_diffusion.diffusion.denoiser import sinusoids
+from tfrec_diffusion.diffusion.denoisers import MLPDenoiser, sinusoids
 from tfrec_diffusion.diffusion.guidance import mix
 from tfrec_diffusion.diffusion.schedule import Schedule
 from tfrec_diffusion.layers.arguments import (
@@ -48,19 +47,22 @@ class _Generator(keras.layers.Layer):
         self.loss_tracker = keras.metrics.Mean(name="generation_loss")
 
     def chain_noise(self, x, training):
-        """(S + 1, batch or 1, d): of the start, then of each step; fixed at inference."""
+        """Noise of the start, then of each step, (steps + 1, batch, d).
+
+        At inference it is the same for every row and in every call, (steps + 1, 1, d).
+        """
         if training:
             shape = (self.num_steps + 1, *ops.shape(x))
             return ops.cast(normal(shape, self.seed_generator), x.dtype)
         return ops.cast(fixed_normal((self.num_steps + 1, 1, x.shape[-1])), x.dtype)
 
     def prepare(self, behaviors, real):
-        """Behaviors at unit scale and which are real: at least the two newest, be they padding."""
+        """The newest behaviors at unit scale and their mask, padded on the left to at least two."""
         behaviors = ops.pad(unit_scale(behaviors), ((0, 0), (2, 0), (0, 0)))
         return behaviors[:, -self.length :], ops.pad(real, ((0, 0), (2, 0)))[:, -self.length :]
 
     def noised(self, x_0):
-        """A random step and x at it: int (batch,), float (batch, d)."""
+        """Draws a step t for each row, (batch,), and x_t at that step, (batch, d)."""
         t = randint(ops.shape(x_0)[:1], 1, self.schedule.num_steps + 1, self.seed_generator)
         noise = ops.cast(normal(ops.shape(x_0), self.seed_generator), x_0.dtype)
         return t, self.schedule.q_sample(x_0, t, noise)
@@ -69,40 +71,37 @@ class _Generator(keras.layers.Layer):
         batch, _, dim = behaviors.shape
         return keras.KerasTensor((batch, dim), self.compute_dtype)
 
-    def get_config(self):
-        config = {
-            "num_steps": self.num_steps,
-            "weight": self.weight,
-            "length": self.length,
-            "num_heads": self.num_heads,
-            "num_blocks": self.num_blocks,
-        }
-        return {**super().get_config(), **config}
-
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class OracleGenerator(_Generator):
-    """DreamRec: denoises pure noise into the item that a user has in mind.
+    """DreamRec: generates the item that a user has in mind by denoising pure noise.
 
-    The history, encoded by a Transformer, guides f_theta(x_t, t, c), which predicts x_0;
-    training leaves it out of some rows, and sampling exaggerates it:
-    (1 + w) f(x_t, t, c) - w f(x_t, t). Its loss is |f(x_t, t, c) - x_0|^2.
+    The denoiser f_theta(x_t, t, c) predicts x_0. It is guided by c, the history encoded by a
+    Transformer, with the strength w: (1 + w) f(x_t, t, c) - w f(x_t, t). So that f(x_t, t) is
+    learned too, training leaves c out of some rows. The loss is |f(x_t, t, c) - x_0|^2.
 
     Args:
-        num_steps: Evaluations, evenly over the T steps of training.
-        guidance_weight: w.
-        condition_dropout: Share of the rows that training leaves unguided.
-        weight: Of the loss.
-        length, num_heads, num_blocks: Of the encoder.
-        num_train_steps: T, with betas from 1e-4 to 0.02.
+        num_steps: int. Number of evaluations of the denoiser, evenly over the T steps.
+            Defaults to `20`.
+        guidance_weight: float. w. Defaults to `2.0`.
+        condition_dropout: float. Share of the rows that training leaves unguided.
+            Defaults to `0.1`.
+        weight: float. Weight of the loss. If 0, there is no loss. Defaults to `0.1`.
+        length: int. Number of newest behaviors that the encoder sees. Defaults to `50`.
+        num_heads: int. Number of heads of the encoder. Must divide d. Defaults to `2`.
+        num_blocks: int. Number of blocks of the encoder. Defaults to `1`.
+        num_train_steps: int. Number of steps T of the noise schedule, whose betas grow linearly
+            from 1e-4 to 0.02. Defaults to `1000`.
 
     Call arguments:
-        behaviors: float (batch, k, d), newest last, padded on the left; k at most `length`.
-        real: bool (batch, k), True = real.
+        behaviors: float tensor of shape (batch, k, d), k at most `length`. Newest last, padded on
+            the left.
+        real: bool tensor of shape (batch, k). True = real.
         training: bool.
 
     Returns:
-        (batch, d), at unit scale. Gradients flow through the last evaluation.
+        float tensor of shape (batch, d). The generated embedding, at unit scale. Gradients flow
+        through the last evaluation of the denoiser only.
 
     Reference:
         Yang et al., NeurIPS 2023: https://arxiv.org/abs/2310.20453
@@ -132,7 +131,7 @@ class OracleGenerator(_Generator):
     def build(self, behaviors_shape, *_):
         dim = behaviors_shape[-1]
         self.encoder.build(behaviors_shape)
-        self.denoiser.build(dim)
+        self.denoiser.build((None, None, dim))
         self.no_condition = self.add_weight(
             name="no_condition", shape=(dim,), initializer=keras.initializers.RandomNormal()
         )
@@ -147,7 +146,15 @@ class OracleGenerator(_Generator):
         return self.generate(condition, weight, self.chain_noise(condition, training))
 
     def condition(self, behaviors, real):
-        """c, float (batch, d): the last state of the encoder; without behaviors, that of none."""
+        """c: the encoder's last output, or a learned vector for rows without behaviors.
+
+        Args:
+            behaviors: float tensor of shape (batch, k, d).
+            real: bool tensor of shape (batch, k).
+
+        Returns:
+            float tensor of shape (batch, d).
+        """
         state = self.encoder.encode(behaviors, real[:, None])[:, -1]
         return ops.where(real[:, -1:], state, self._none(state))
 
@@ -155,12 +162,13 @@ class OracleGenerator(_Generator):
         """Algorithm 2.
 
         Args:
-            condition: c, float (batch, d).
-            weight: float (batch, 1), 1 + w; 0 where there is no condition.
-            noise: float (steps + 1, batch or 1, d).
+            condition: float tensor of shape (batch, d). c.
+            weight: float tensor of shape (batch, 1). 1 + w, or 0 where there is no condition.
+            noise: float tensor of shape (steps + 1, batch or 1, d). Standard normal noise of the
+                start, then of each step.
 
         Returns:
-            (batch, d).
+            float tensor of shape (batch, d).
         """
         both = ops.stack([self._none(condition), condition], axis=1)
         both = self.denoiser.condition(both)
@@ -189,38 +197,37 @@ class OracleGenerator(_Generator):
         errors = ops.square(predicted[:, 0] - x_0)
         add_mean_loss(self, errors, real, self.weight, self.loss_tracker)
 
-    def get_config(self):
-        config = {
-            "guidance_weight": self.guidance_weight,
-            "condition_dropout": self.condition_dropout,
-            "num_train_steps": self.num_train_steps,
-        }
-        return {**super().get_config(), **config}
-
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class TargetReconstructor(_Generator):
-    """DiffuRec: denoises pure noise into the next item, in the history's own Transformer.
+    """DiffuRec: generates the next item by denoising pure noise in the history's own Transformer.
 
     f_theta(x_t, t, e) is the last output of a Transformer over z_i = e_i + lambda_i (x_t + d_t),
-    with lambda_i ~ N(delta, delta) and d_t the step's embedding. Its loss is the cross-entropy of
-    f(x_t, t, e) . x_0 against the next items of the other requests in the batch.
+    where d_t is the embedding of the step and lambda_i ~ N(delta, delta). At inference lambda_i is
+    delta. The loss is the cross-entropy of f(x_t, t, e) . x_0 against the next items of the other
+    requests in the batch.
 
     Args:
-        num_steps: Evaluations, evenly over the T steps of training.
-        uncertainty: delta.
-        weight: Of the loss.
-        length, num_heads, num_blocks: Of the Transformer.
-        num_train_steps: T; betas grow from 0.01 + 0.1 / T to 0.01 + 20 / T.
+        num_steps: int. Number of evaluations, evenly over the T steps. Defaults to `8`.
+        uncertainty: float. delta. Defaults to `0.001`.
+        weight: float. Weight of the loss. If 0, there is no loss. Defaults to `0.1`.
+        length: int. Number of newest behaviors that the Transformer sees. Defaults to `50`.
+        num_heads: int. Number of heads of the Transformer. Must divide d. Defaults to `2`.
+        num_blocks: int. Number of blocks of the Transformer. Defaults to `1`.
+        num_train_steps: int. Number of steps T of the noise schedule, whose betas grow linearly
+            from 0.01 + 0.1 / T to 0.01 + 20 / T. Defaults to `32`.
 
     Call arguments:
-        behaviors: float (batch, k, d), newest last, padded on the left; k at most `length`.
-        real: bool (batch, k), True = real.
-        items: int (batch, k): equal ones are no negatives of each other.
+        behaviors: float tensor of shape (batch, k, d), k at most `length`. Newest last, padded on
+            the left.
+        real: bool tensor of shape (batch, k). True = real.
+        items: int tensor of shape (batch, k). Ids of the items. Requests whose next items are equal
+            are not negatives of each other.
         training: bool.
 
     Returns:
-        (batch, d); lambda is delta at inference. Gradients flow through the last evaluation.
+        float tensor of shape (batch, d). The generated embedding. Gradients flow through the last
+        evaluation only.
 
     Reference:
         Li et al., TOIS 2023: https://arxiv.org/abs/2304.00686
@@ -255,26 +262,37 @@ class TargetReconstructor(_Generator):
         return self.generate(behaviors, real, self._uncertainties(behaviors, training), noise)
 
     def approximate(self, behaviors, real, uncertainties, x, t):
-        """f_theta(x_t, t, e).
+        """f_theta(x_t, t, e), which predicts x_0.
 
         Args:
-            behaviors: e, float (batch, k, d).
-            real: bool (batch, k).
-            uncertainties: lambda, float (batch, k, d) or a number.
-            x: x_t, float (batch, d).
-            t: int (batch or 1,).
+            behaviors: float tensor of shape (batch, k, d). e.
+            real: bool tensor of shape (batch, k). True = real.
+            uncertainties: float tensor of shape (batch, k, d), or a number. lambda.
+            x: float tensor of shape (batch, d). x_t.
+            t: int tensor of shape (batch or 1,).
 
         Returns:
-            (batch, d).
+            float tensor of shape (batch, d).
         """
         noise = x + ops.cast(sinusoids(t, x.shape[-1]), x.dtype)
         tokens = behaviors + uncertainties * noise[:, None]
-        # Without behaviors the last one, which is padding, sees itself.
+        # In a row without behaviors the last position, which is padding, attends to itself.
         attended = real[:, None] | ops.eye(ops.shape(real)[1], dtype="bool")
         return self.encoder.encode(tokens, attended)[:, -1]
 
     def generate(self, behaviors, real, uncertainties, noise):
-        """The reverse phase, from noise (steps + 1, batch or 1, d) to (batch, d)."""
+        """The reverse phase of DiffuRec.
+
+        Args:
+            behaviors: float tensor of shape (batch, k, d). e.
+            real: bool tensor of shape (batch, k). True = real.
+            uncertainties: float tensor of shape (batch, k, d), or a number. lambda.
+            noise: float tensor of shape (steps + 1, batch or 1, d). Standard normal noise of the
+                start, then of each step.
+
+        Returns:
+            float tensor of shape (batch, d).
+        """
         timesteps = ops.convert_to_tensor(self.chain.timesteps, "int32")
 
         def predict(x, step):
@@ -299,7 +317,3 @@ class TargetReconstructor(_Generator):
         logits = ops.where(own | others, logits, -1e30)
         errors = -ops.diagonal(ops.log_softmax(logits, axis=-1))
         add_mean_loss(self, errors, of_past[:, -1], self.weight, self.loss_tracker)
-
-    def get_config(self):
-        config = {"uncertainty": self.uncertainty, "num_train_steps": self.num_train_steps}
-        return {**super().get_config(), **config}

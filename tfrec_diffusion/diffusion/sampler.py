@@ -1,4 +1,7 @@
-"""Reverse processes as chains over any steps of a schedule: DDPM, DDIM, consistency; their loop."""
+"""Sampling by DDPM (DiffuMIN, eq. 12-13), DDIM or consistency (HierDiffuse, eq. 7).
+
+All three are a `Chain` of coefficients over some steps of a schedule, which `sample` runs.
+"""
 
 import dataclasses
 
@@ -8,16 +11,16 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chain:
-    """x <- signal[i] x + prediction[i] f(x, t[i]) + deviation[i] z, for i = 0..S-1.
+    """Coefficients of x <- signal[i] x + prediction[i] f(x, t[i]) + deviation[i] z, i = 0..S-1.
 
-    Every sampler is of this form, with a network f that predicts the noise or, after
-    `predicting_x0`, the sample. All arrays are numpy (S,), in the order of sampling.
+    Every sampler has this form. f is a denoiser, which predicts the noise or, for
+    `predicting_x0` and `consistency`, x_0. z is standard normal noise.
 
-    Attributes:
-        timesteps: int64, t of each step, decreasing.
-        signal: float64.
-        prediction: float64.
-        deviation: float64; 0 in the last step.
+    Args:
+        timesteps: int64 array of shape (S,). The steps t in the order of sampling, decreasing.
+        signal: float64 array of shape (S,).
+        prediction: float64 array of shape (S,).
+        deviation: float64 array of shape (S,). 0 in the last step.
     """
 
     timesteps: np.ndarray
@@ -29,12 +32,19 @@ class Chain:
         return len(self.timesteps)
 
     def __getitem__(self, steps):
-        """The chain of a slice of its steps."""
+        """Returns the chain of a slice of the steps."""
         names = (field.name for field in dataclasses.fields(self))
         return Chain(**{name: getattr(self, name)[steps] for name in names})
 
     def predicting_x0(self, schedule):
-        """The same chain for an f that predicts x_0, from which the noise follows (eq. 10)."""
+        """The same chain for a denoiser that predicts x_0, from which the noise follows (eq. 10).
+
+        Args:
+            schedule: `Schedule`. The one that the chain was made with.
+
+        Returns:
+            `Chain`.
+        """
         alpha_bar = schedule.alpha_bars[self.timesteps]
         deviation = np.sqrt(1 - alpha_bar)
         return dataclasses.replace(
@@ -45,23 +55,41 @@ class Chain:
 
 
 def consecutive(num_steps):
-    """Timesteps T', T' - 1, .., 1 (DiffuMIN, algorithm 2)."""
+    """The timesteps T', T' - 1, .., 1 (DiffuMIN, algorithm 2).
+
+    Args:
+        num_steps: int. T'.
+
+    Returns:
+        int array of shape (num_steps,).
+    """
     return np.arange(num_steps, 0, -1)
 
 
 def strided(num_steps, first):
-    """`num_steps` timesteps, evenly from `first` down; the one after the last would be 0."""
+    """Timesteps at even distances from `first` down. The one after the last would be 0.
+
+    Args:
+        num_steps: int. Number of timesteps, at most `first`.
+        first: int. The first and largest timestep.
+
+    Returns:
+        int64 array of shape (num_steps,).
+    """
     return np.round(first * np.arange(num_steps, 0, -1) / num_steps).astype("int64")
 
 
 def ddpm(schedule, timesteps, sigma="beta"):
-    """Ancestral sampling (DiffuMIN, eq. 12-13): on steps left out, with their betas compounded.
+    """Ancestral sampling (DiffuMIN, eq. 12-13).
+
+    Where the timesteps leave out steps of the schedule, the betas of these are compounded.
 
     Args:
         schedule: `Schedule`.
-        timesteps: Decreasing ints in [1, T].
-        sigma: "beta": sigma_t^2 = beta_t, as DiffuMIN; "posterior": the variance of
-            q(x_{t-1} | x_t, x_0), smaller (both are in Ho et al., 2020, section 3.2).
+        timesteps: sequence of decreasing ints in [1, T].
+        sigma: str. Variance of the noise that each step adds, one of the two of Ho et al. (2020),
+            section 3.2: `"beta"` is beta_t, as in DiffuMIN; `"posterior"` is the smaller variance
+            of q(x_{t-1} | x_t, x_0). Defaults to `"beta"`.
 
     Returns:
         `Chain`.
@@ -81,7 +109,15 @@ def ddpm(schedule, timesteps, sigma="beta"):
 
 
 def ddim(schedule, timesteps):
-    """Deterministic sampling (Song et al., 2021, eq. 12 with sigma = 0); arguments as `ddpm`."""
+    """Deterministic sampling (Song et al., 2021, eq. 12 with sigma = 0).
+
+    Args:
+        schedule: `Schedule`.
+        timesteps: sequence of decreasing ints in [1, T].
+
+    Returns:
+        `Chain`.
+    """
     alpha_bar, alpha_bar_next = _alpha_bars(schedule, timesteps)
     signal = np.sqrt(alpha_bar_next / alpha_bar)
     return Chain(
@@ -93,10 +129,17 @@ def ddim(schedule, timesteps):
 
 
 def consistency(schedule, timesteps):
-    """From any x_t to x_0 in one evaluation (HierDiffuse, eq. 7); f predicts x_0.
+    """From any x_t to x_0 in one evaluation of a denoiser that predicts x_0 (HierDiffuse, eq. 7).
 
-    With more timesteps, x_0 is perturbed anew to each and estimated again (Song et al., 2023,
-    algorithm 1). Arguments as `ddpm`.
+    With more than one timestep, the estimate of x_0 is perturbed to the next timestep with new
+    noise and estimated again (Song et al., 2023, algorithm 1).
+
+    Args:
+        schedule: `Schedule`.
+        timesteps: sequence of decreasing ints in [1, T].
+
+    Returns:
+        `Chain`.
     """
     _, alpha_bar_next = _alpha_bars(schedule, timesteps)
     return Chain(
@@ -108,7 +151,7 @@ def consistency(schedule, timesteps):
 
 
 def _alpha_bars(schedule, timesteps):
-    """alpha_bar at each timestep and at the one after it, 0 at the end."""
+    """alpha_bar at each timestep, and at the one after it, which is 0 for the last."""
     steps = np.append(timesteps, 0)
     if len(steps) < 2 or (np.diff(steps) >= 0).any() or steps[0] > schedule.num_steps:
         raise ValueError(
@@ -121,14 +164,14 @@ def sample(chain, denoise, x, noise):
     """Runs a chain from `x` to its end.
 
     Args:
-        chain: `Chain`.
-        denoise: Called with x and the number of the step, an int scalar; returns what the chain's f
-            predicts, shaped as x.
-        x: float (..., d), at the chain's first timestep.
-        noise: float (S, ...): z of each step, broadcast to x.
+        chain: `Chain` of S steps.
+        denoise: function. Maps x and the number i of the step in the chain, an int scalar, to the
+            prediction of the denoiser, a tensor with the shape of x.
+        x: float tensor of shape (..., d). The sample at the first timestep of the chain.
+        noise: float tensor of shape (S, ...). z of each step, broadcast to `x`.
 
     Returns:
-        As `x`, at t = 0.
+        float tensor of shape (..., d). The sample at t = 0.
     """
     signal, prediction, deviation = (
         tf.constant(table, x.dtype) for table in (chain.signal, chain.prediction, chain.deviation)
@@ -146,10 +189,19 @@ def sample(chain, denoise, x, noise):
 
 
 def sample_with_last_gradient(chain, denoise, x, noise):
-    """As `sample`, with the gradient of the last evaluation alone.
+    """As `sample`, but gradients flow through the last evaluation only.
 
-    That is how a generator is trained that no paper trains through its chain, at a fraction of the
-    cost. The last step must add no noise.
+    This costs a fraction of the gradient through all steps. It serves generators whose papers do
+    not train them through their chain. The last step of the chain must add no noise.
+
+    Args:
+        chain: `Chain` of S steps.
+        denoise: function. As in `sample`.
+        x: float tensor of shape (..., d). As in `sample`.
+        noise: float tensor of shape (S, ...). As in `sample`; the last is unused.
+
+    Returns:
+        float tensor of shape (..., d). As in `sample`.
     """
     last = len(chain) - 1
     if last > 0:

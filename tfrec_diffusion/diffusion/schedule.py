@@ -5,15 +5,18 @@ from keras import ops
 
 
 class Schedule:
-    """How much noise a sample holds at each step t = 0..T; at 0 it holds none.
+    """How much noise a sample contains at each step t = 0..T. At step 0 it contains none.
 
     Args:
-        betas: beta_1..beta_T, each in (0, 1).
+        betas: sequence of floats in (0, 1). beta_1..beta_T.
 
     Attributes:
-        num_steps: T.
-        betas: float64 numpy (T + 1,), beta_0 = 0.
-        alpha_bars: float64 numpy (T + 1,): the product of 1 - beta_1 .. 1 - beta_t.
+        num_steps: int. T.
+        betas: float64 array of shape (T + 1,). beta_0 = 0, then beta_1..beta_T.
+        alpha_bars: float64 array of shape (T + 1,). Products of 1 - beta_1, .., 1 - beta_t.
+
+    Reference:
+        https://arxiv.org/abs/2006.11239
     """
 
     def __init__(self, betas):
@@ -26,35 +29,62 @@ class Schedule:
 
     @classmethod
     def linear(cls, num_steps=1000, first=1e-4, last=0.02):
-        """DDPM's schedule (Ho et al., 2020, section 4)."""
+        """Betas that grow linearly, as in DDPM (Ho et al., 2020, section 4).
+
+        Args:
+            num_steps: int. T. Defaults to `1000`.
+            first: float. beta_1. Defaults to `1e-4`.
+            last: float. beta_T. Defaults to `0.02`.
+
+        Returns:
+            `Schedule`.
+        """
         return cls(np.linspace(first, last, num_steps))
 
     @classmethod
     def cosine(cls, num_steps=1000, offset=0.008, largest_beta=0.999):
-        """HierDiffuse, eq. 10-11: the cosine itself, where others take its square.
+        """The cosine schedule of HierDiffuse (eq. 10-11).
+
+        alpha_bar_t is a cosine of t, where Nichol and Dhariwal (2021) use its square.
 
         Args:
-            num_steps: T.
-            offset: s.
-            largest_beta: Cuts beta_T, which would be 1.
+            num_steps: int. T. Defaults to `1000`.
+            offset: float. s of eq. 11. Defaults to `0.008`.
+            largest_beta: float. Upper bound of the betas; without it beta_T would be 1.
+                Defaults to `0.999`.
+
+        Returns:
+            `Schedule`.
         """
         angles = np.pi / 2 * (np.arange(num_steps + 1) / num_steps + offset) / (1 + offset)
         alpha_bars = np.cos(angles) / np.cos(angles[0])
         return cls(np.minimum(1 - alpha_bars[1:] / alpha_bars[:-1], largest_beta))
 
     def q_sample(self, x_0, t, noise):
-        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise, eq. 10.
+        """Perturbs samples: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (eq. 10).
 
         Args:
-            x_0: float (..., d).
-            t: int (...) or scalar, in [0, T].
-            noise: As `x_0`, standard normal.
+            x_0: float tensor of shape (..., d).
+            t: int tensor of shape (...), or a scalar, in [0, T].
+            noise: float tensor of shape (..., d). Standard normal noise.
+
+        Returns:
+            float tensor of shape (..., d).
         """
         signal, deviation = self._signal_and_deviation(t, x_0.dtype)
         return signal * x_0 + deviation * noise
 
     def noise_in(self, x, t, x_0):
-        """The noise with which `q_sample` makes x at t in [1, T] from x_0; arguments as there."""
+        """The noise with which `q_sample` makes x from x_0.
+
+        Args:
+            x: float tensor of shape (..., d).
+            t: int tensor of shape (...), or a scalar, in [1, T].
+            x_0: float tensor of shape (..., d).
+
+        Returns:
+            float tensor of shape (..., d).
+        """
         signal, deviation = self._signal_and_deviation(t, x.dtype)
         return (x - signal * x_0) / deviation
 

@@ -1,30 +1,28 @@
-"""A channel's interest from the behaviors it selected (DiffuMIN, section 3.3, eq. 8; figure 2a).
-
-Scores and weights are float32 (batch, candidates, channels, length). Weights are routing times
-filtering: at least 0, and 0 for what is not selected, where the score may be -inf.
-"""
+"""Aggregation of the behaviors that a channel selected (DiffuMIN, 3.3, eq. 8 and figure 2a)."""
 
 import keras
 import tensorflow as tf
 from keras import ops
 
 from tfrec_diffusion.layers.arguments import check_positive_integers
-
-_LOWEST = -1e30
+from tfrec_diffusion.layers.normalization import LOWEST_LOGIT
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class MeanAggregation(keras.layers.Layer):
-    """Weighted mean of the selected behaviors: the paper's choice.
+    """Weighted mean of the behaviors that a channel selected (eq. 8).
 
     Call arguments:
-        history: (batch, length, d).
-        scores: (batch, candidates, channels, length).
-        weights: (batch, candidates, channels, length).
-        target: (batch, candidates, d).
+        history: float32 tensor of shape (batch, length, d).
+        scores: float32 tensor of shape (batch, candidates, channels, length). May be -inf where
+            the weight is 0.
+        weights: float32 tensor of the shape of `scores`. Routing times filtering: at least 0, and
+            0 for a behavior that the channel did not select.
+        target: float32 tensor of shape (batch, candidates, d).
 
     Returns:
-        float32 (batch, candidates, channels, d); zeros for a channel that selected nothing.
+        float32 tensor of shape (batch, candidates, channels, d). Zeros for a channel that selected
+        nothing.
 
     Reference:
         https://arxiv.org/abs/2508.15311
@@ -42,9 +40,9 @@ class MeanAggregation(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class SimilarityAggregation(keras.layers.Layer):
-    """Mean of the selected behaviors, each times its score: the variant `similarity`.
+    """Mean of the selected behaviors, each multiplied by its score: the variant `similarity`.
 
-    Call arguments and Returns: as `MeanAggregation`.
+    Call arguments and Returns: As in `MeanAggregation`.
     """
 
     def __init__(self, **kwargs):
@@ -60,11 +58,12 @@ class SimilarityAggregation(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class TargetAttentionAggregation(keras.layers.Layer):
-    """Attention of the target to the channel's behaviors: the variant `target_attention`.
+    """Attention of the target to the selected behaviors: the variant `target_attention`.
 
-    Softmax of (target W_q) (history W_k)^T / sqrt(d) over what the channel selected.
+    The attention is the softmax of (target W_q) (history W_k)^T / sqrt(d) over the behaviors that
+    the channel selected, in proportion to their weights.
 
-    Call arguments and Returns: as `MeanAggregation`.
+    Call arguments and Returns: As in `MeanAggregation`.
     """
 
     def __init__(self, **kwargs):
@@ -78,7 +77,7 @@ class TargetAttentionAggregation(keras.layers.Layer):
         )
 
     def call(self, history, scores, weights, target):
-        # The history is long: the key's kernel goes to the other side of the product.
+        # The history is long, so the target is multiplied by the key's kernel in its place.
         query = ops.matmul(ops.matmul(target, self.query_kernel), ops.transpose(self.key_kernel))
         logits = ops.matmul(query, ops.transpose(history, (0, 2, 1))) / target.shape[-1] ** 0.5
         attention = _softmax(logits[:, :, None], weights)  # the channels share the logits
@@ -90,14 +89,16 @@ class TargetAttentionAggregation(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class SelfAttentionAggregation(keras.layers.Layer):
-    """The channel's behaviors attend to each other, then their mean: `self_attention`.
+    """Mean of the selected behaviors after they attended to each other: `self_attention`.
 
-    One head. What is selected is gathered first, so that nothing of size length x length is made.
+    The attention has one head. The selected behaviors are gathered first, so that no tensor of size
+    length x length is made.
 
     Args:
-        max_behaviors: Of more than so many in a channel, those of the highest scores take part.
+        max_behaviors: int. Largest number of behaviors of a channel that take part. If a channel
+            selected more, those with the highest scores do. Defaults to `256`.
 
-    Call arguments and Returns: as `MeanAggregation`.
+    Call arguments and Returns: As in `MeanAggregation`.
     """
 
     def __init__(self, max_behaviors=256, **kwargs):
@@ -124,7 +125,7 @@ class SelfAttentionAggregation(keras.layers.Layer):
         queries = ops.matmul(behaviors, kernel)
         logits = ops.matmul(queries, ops.swapaxes(behaviors, -1, -2)) / history.shape[-1] ** 0.5
         attention = _softmax(logits, weights[..., None, :])
-        # The mean of the outputs is the mean of the attention, once, times the values.
+        # The mean of the outputs is the mean of the rows of the attention, times the values.
         share = ops.divide_no_nan(weights, ops.sum(weights, axis=-1, keepdims=True))
         mean = ops.matmul(ops.matmul(share[..., None, :], attention), behaviors)[..., 0, :]
         return ops.matmul(mean, self.value_kernel)
@@ -132,12 +133,9 @@ class SelfAttentionAggregation(keras.layers.Layer):
     def compute_output_spec(self, history, scores, weights, target):
         return _interests_spec(history, scores)
 
-    def get_config(self):
-        return {**super().get_config(), "max_behaviors": self.max_behaviors}
-
 
 def _weighted_mean(history, numerator, weights):
-    """Sum of the behaviors times `numerator`, over the sum of `weights`; zeros over zero."""
+    """Sum of the behaviors times `numerator`, divided by the sum of `weights`; 0 / 0 is 0."""
     batch, candidates, _, length = ops.shape(weights)
     channels, dim = weights.shape[-2], history.shape[-1]
     numerator = ops.reshape(numerator, (batch, candidates * channels, length))
@@ -146,8 +144,8 @@ def _weighted_mean(history, numerator, weights):
 
 
 def _softmax(logits, weights):
-    """Softmax over the last axis where `weights` > 0, in proportion to them; zeros if none is."""
-    attention = ops.softmax(ops.where(weights > 0, logits, _LOWEST), axis=-1) * weights
+    """Softmax over the last axis in proportion to `weights`; zeros where all of them are 0."""
+    attention = ops.softmax(ops.where(weights > 0, logits, LOWEST_LOGIT), axis=-1) * weights
     return ops.divide_no_nan(attention, ops.sum(attention, axis=-1, keepdims=True))
 
 

@@ -1,4 +1,4 @@
-"""Target attention over the history: DIN's local activation unit (Zhou et al., 2018, eq. 3)."""
+"""Target attention over the history: the local activation unit (DIN, eq. 3)."""
 
 import itertools
 
@@ -8,32 +8,35 @@ from keras import ops
 
 from tfrec_diffusion.layers.mlp import activate, check_units, make_activation
 
-# At inference on a CPU; a whole batch would run through memory. Chosen with
-# tools/benchmark_training.py among the powers of two.
+# At inference on a CPU, requests are computed in blocks that stay in its cache. The best of the
+# powers of two by `tools/benchmarks/model_speed.py`.
 _POSITIONS_PER_BLOCK = 4096
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class LocalActivationUnit(keras.layers.Layer):
-    """Sum of the behaviors, each weighted by an MLP of itself and the candidate; no softmax.
+    """Sum of the behaviors, weighted by an MLP of each behavior and the candidate.
 
-    The first layer of the MLP over [history, target, history * target] is one product of the
-    history with (W_history + diag(target) W_product), plus target W_target: the same function,
-    with nothing of width 3 d ever in memory.
+    There is no softmax over the weights. The first layer of the MLP, over [history, target,
+    history * target], is computed as the product of the history with
+    (W_history + diag(target) W_product), plus target W_target. This is the same function, but no
+    tensor of width 3 d is made.
 
     Args:
-        units: Widths of the MLP before its last, linear unit.
-        activation: "dice", "prelu" or "relu".
+        units: tuple of int. Widths of the layers of the MLP before its last one, which is linear
+            with one unit. Defaults to `(80, 40)`.
+        activation: str. `"dice"`, `"prelu"` or `"relu"`. Defaults to `"dice"`.
 
     Call arguments:
-        history: (batch, length, d).
-        target: (batch, candidates, d).
-        history_mask: bool (batch, length), True = real.
-        candidate_mask: bool (batch, candidates), True = real.
-        training: bool.
+        history: float tensor of shape (batch, length, d).
+        target: float tensor of shape (batch, candidates, d).
+        history_mask: bool tensor of shape (batch, length), True = real.
+        candidate_mask: bool tensor of shape (batch, candidates), True = real.
+        training: bool. Whether the activations run in training mode. Defaults to `None`, which
+            is `False`.
 
     Returns:
-        (batch, candidates, d): zeros where no behavior is real.
+        float tensor of shape (batch, candidates, d). Zeros where no behavior is real.
 
     Reference:
         https://arxiv.org/abs/1706.06978
@@ -66,7 +69,7 @@ class LocalActivationUnit(keras.layers.Layer):
         batch, length, dim = ops.shape(history)
         candidates = ops.shape(target)[1]
         block = _requests_per_block(batch, length * candidates)
-        blocks = ops.maximum(-(-batch // block), 1)  # a loop over none has no shape to return
+        blocks = ops.maximum(-(-batch // block), 1)  # a loop over no block has no output shape
         padding = blocks * block - batch
 
         def split(tensor):
@@ -98,8 +101,8 @@ class LocalActivationUnit(keras.layers.Layer):
         shift = ops.reshape(
             ops.matmul(target, of_target) + self.biases[0], (batch, 1, candidates * units)
         )
-        # A bias is added as a product with ones, and padding gets none: its gradient then is a
-        # product too, several times faster on a CPU than the sum over all positions.
+        # A bias is added as a product with ones, or with zeros for padding. Its gradient then is a
+        # product too, which on a CPU is several times faster than a sum over all positions.
         x = ops.matmul(history, kernel) + ops.matmul(ops.ones_like(history[..., :1]), shift)
         x = ops.reshape(x, (-1, units))  # (batch * length * candidates, units)
         for i, layer in enumerate(self.activations):
@@ -113,18 +116,20 @@ class LocalActivationUnit(keras.layers.Layer):
     def compute_output_spec(self, history, target, *_, training=None):
         return keras.KerasTensor(target.shape, self.compute_dtype)
 
-    def get_config(self):
-        return {**super().get_config(), "units": self.units, "activation": self.activation}
-
 
 def _requests_per_block(batch, positions):
-    """How many requests of so many positions stay in a CPU's cache together, at most `batch`.
+    """How many requests make a block: as many as fit into a CPU's cache, at most `batch`.
 
-    Arguments and result are integers, or scalar tensors where shapes are open.
+    Args:
+        batch: int or scalar int tensor. Number of requests.
+        positions: int or scalar int tensor. Behaviors times candidates of a request.
+
+    Returns:
+        int, or a scalar int tensor if an argument is one.
     """
     if isinstance(batch, int) and isinstance(positions, int):
         block = max(_POSITIONS_PER_BLOCK // max(positions, 1), 1)
-        block = 1 << (block.bit_length() - 1)  # most batches are then cut without padding
+        block = 1 << (block.bit_length() - 1)  # divides most batches without padding
         return max(min(block, batch), 1)
     block = tf.maximum(_POSITIONS_PER_BLOCK // tf.maximum(positions, 1), 1)
     return tf.maximum(tf.minimum(block, batch), 1)

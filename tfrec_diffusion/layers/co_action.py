@@ -1,4 +1,4 @@
-"""CAN's co-action unit: a candidate's own small MLP, applied to behaviors (Zhou et al., 2022)."""
+"""Co-action unit: a small MLP of the candidate's own, applied to the behaviors (CAN, section 4)."""
 
 import itertools
 
@@ -12,25 +12,28 @@ from tfrec_diffusion.layers.mlp import check_units
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class CoAction(keras.layers.Layer):
-    """sum_j sum_c MLP_a((P_j)^c): the MLP of value a, on the powers of the vectors of behaviors.
+    """Applies the MLP of each candidate's value to the vectors of the behaviors' values.
 
-    Both come from tables of their own, so that what two values say together is learned apart from
-    what each says alone. A unit's outputs are those of all its layers, tanh, side by side.
+    The output is sum_j sum_c MLP_a((P_j)^c), for a candidate of value a, behaviors j and powers c
+    from 1 to C. The parameters of MLP_a and the vectors P_j are rows of two tables of the layer's
+    own, so that what two values mean together is learned apart from what each means alone. Every
+    layer of the MLP has a tanh, and the output of MLP_a is that of all its layers, side by side.
 
     Args:
-        rows: Rows of the feature's table.
-        units: Widths of the MLP's layers.
-        dim: Width of the vectors P.
-        orders: Highest power, C.
-        stddev: Standard deviation of the initial tables.
+        rows: int. Number of rows of the feature's table.
+        units: tuple of int. Widths of the MLP's layers. Defaults to `(8, 4)`.
+        dim: int. Width of the vectors P. Defaults to `8`.
+        orders: int. Highest power C. Defaults to `3`.
+        stddev: float. Standard deviation of the initial values of both tables. Defaults to `0.2`.
 
     Call arguments:
-        behaviors: int (batch, length), rows.
-        targets: int (batch, candidates), rows of the same table.
-        history_mask: bool (batch, length), True = real.
+        behaviors: int tensor of shape (batch, length). Rows of the behaviors' values.
+        targets: int tensor of shape (batch, candidates). Rows of the candidates' values in the
+            same table.
+        history_mask: bool tensor of shape (batch, length), True = real.
 
     Returns:
-        (batch, candidates, sum of units): zeros without behaviors.
+        float tensor of shape (batch, candidates, sum of `units`). Zeros without behaviors.
 
     Reference:
         Section 4: https://arxiv.org/abs/2011.05625
@@ -50,7 +53,7 @@ class CoAction(keras.layers.Layer):
         self.mlp_table = TableEmbedding(rows, parameters, stddev, dtype=self.dtype_policy)
         self.vector_table = TableEmbedding(rows, dim, stddev, dtype=self.dtype_policy)
 
-    def build(self, *_):
+    def build(self, behaviors_shape=None):
         self.mlp_table.build()
         self.vector_table.build()
 
@@ -69,7 +72,7 @@ class CoAction(keras.layers.Layer):
         return pooled
 
     def _mlp(self, parameters):
-        """(batch, candidates, parameters) to kernels and biases, (batch, candidates, ..)."""
+        """Kernel and bias (batch, candidates, ..) of each layer, of (batch, candidates, all)."""
         shape, layers, start = ops.shape(parameters)[:2], [], 0
         for rows, columns in self._shapes:
             middle, end = start + rows * columns, start + (rows + 1) * columns
@@ -80,13 +83,3 @@ class CoAction(keras.layers.Layer):
 
     def compute_output_spec(self, behaviors, targets, history_mask):
         return keras.KerasTensor((*targets.shape, sum(self.units)), self.compute_dtype)
-
-    def get_config(self):
-        config = {
-            "rows": self.rows,
-            "units": self.units,
-            "dim": self.dim,
-            "orders": self.orders,
-            "stddev": self.stddev,
-        }
-        return {**super().get_config(), **config}

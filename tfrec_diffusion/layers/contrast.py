@@ -1,4 +1,4 @@
-"""DiffuMIN's contrastive multi-interest calibrator (eq. 20)."""
+"""Contrastive multi-interest calibrator (DiffuMIN, section 3.5, eq. 20)."""
 
 import keras
 import tensorflow as tf
@@ -10,28 +10,31 @@ from tfrec_diffusion.schema import FIRST_INDEX
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class ContrastiveCalibrator(keras.layers.Layer):
-    """InfoNCE between a user's interests and their augmented versions.
+    """InfoNCE loss between the interests of a user and their augmented versions.
 
-    The positive of r_i is r*_i, the negatives are the r*_i of the other requests: the same channel
-    of the candidate with the same number, real and of another user. Both sides have a projection of
-    their own, so that the loss does not disturb the click task. The layer adds it in training,
-    computed in float32. Where replicas share a batch, each compares its own requests: a batch of B
-    on R replicas has B / R - 1 negatives, and the losses are averaged.
+    The positive of r_i is r*_i of the same request. Its negatives are the r*_i of the other
+    requests in the batch: of the same channel, and of the candidate at the same position, if that
+    one is real and the user is another. Interests and augmented interests are projected by one
+    kernel each, so that the loss does not disturb the click task. The layer adds the loss in
+    training only and computes it in float32. Where replicas share a batch, each compares its own
+    requests only: of B requests on R replicas, each has B / R - 1 negatives, and the losses of the
+    replicas are averaged.
 
     Args:
-        temperature: Divides the cosine similarities.
-        weight: Of the loss.
+        temperature: float. Divides the cosine similarities. Defaults to `0.05`.
+        weight: float. Weight of the loss. Defaults to `0.001`.
 
     Call arguments:
-        interests: (batch, candidates, channels, d), r.
-        augmented: As `interests`, r*.
-        candidate_mask: bool (batch, candidates), True = real.
-        users: Optional int (batch,). Requests with the same known user, an index from
-            `FIRST_INDEX` on, are no negatives of each other.
-        training: bool.
+        interests: float tensor of shape (batch, candidates, channels, d). The interests r.
+        augmented: float tensor of the shape of `interests`. The augmented interests r*.
+        candidate_mask: bool tensor of shape (batch, candidates), True = real.
+        users: int tensor of shape (batch,), or `None`. Requests of the same user are not negatives
+            of each other, unless the user is unknown (an index below `FIRST_INDEX`). Defaults to
+            `None`: all requests are of different users.
+        training: bool. Whether to add the loss. Defaults to `None`, which is `False`.
 
     Returns:
-        `augmented` as it is.
+        `augmented`, unchanged.
 
     Reference:
         https://arxiv.org/abs/2508.15311
@@ -61,10 +64,20 @@ class ContrastiveCalibrator(keras.layers.Layer):
         return augmented
 
     def loss(self, interests, augmented, candidate_mask, users=None):
-        """Eq. 20: float32 scalar, the mean over real candidates and channels; 0 for one request."""
+        """The mean of eq. 20 over real candidates and channels.
+
+        Args:
+            interests: float tensor of shape (batch, candidates, channels, d). The interests r.
+            augmented: float tensor of the shape of `interests`. The augmented interests r*.
+            candidate_mask: bool tensor of shape (batch, candidates), True = real.
+            users: int tensor of shape (batch,), or `None`. As in the call. Defaults to `None`.
+
+        Returns:
+            float32 scalar tensor. 0 for a batch of one request.
+        """
         anchors = _directions(interests, self.projection)
         others = _directions(augmented, self.augmented_projection)
-        # (candidates, channels, anchors, others), the last two being the batch
+        # (candidates, channels, batch of the anchors, batch of the others)
         logits = ops.matmul(anchors, ops.transpose(others, (0, 1, 3, 2))) / self.temperature
 
         own = ops.eye(ops.shape(interests)[0], dtype="bool")
@@ -83,15 +96,11 @@ class ContrastiveCalibrator(keras.layers.Layer):
     def compute_output_spec(self, interests, augmented, *_, users=None, training=None):
         return keras.KerasTensor(augmented.shape, self.compute_dtype)
 
-    def get_config(self):
-        config = {"temperature": self.temperature, "weight": self.weight}
-        return {**super().get_config(), **config}
-
 
 def _directions(interests, kernel):
-    """Unit vectors (candidates, channels, batch, d) of projected (batch, candidates, channels, d).
+    """Projects (batch, candidates, channels, d) to unit vectors (candidates, channels, batch, d).
 
-    A zero vector has no direction: it stays zero, with a gradient of ordinary size.
+    A zero vector has no direction. It stays zero, with a gradient of ordinary size.
     """
     x = ops.matmul(ops.cast(interests, "float32"), kernel)
     squared_norm = ops.sum(ops.square(x), axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""What is known of behaviors alone: SIM's time intervals, TWIN's cross features."""
+"""Features of behaviors alone: time intervals (SIM), cross features (TWIN), sizes (TWIN-V2)."""
 
 import keras
 import numpy as np
@@ -12,18 +12,19 @@ from tfrec_diffusion.schema import FIRST_INDEX
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class BehaviorFeatureEmbedding(keras.layers.Layer):
-    """Embeds behavior features, each with a table of its own, side by side.
+    """Embeds the features of behaviors with one table each and concatenates the embeddings.
 
     Args:
-        rows: dict of each feature's name to the number of rows of its table.
-        dim: Width of each embedding.
-        stddev: Standard deviation of the initial embeddings.
+        rows: dict of str to int. Number of rows of each feature's table, in the order of the
+            output.
+        dim: int. Width of each embedding. Defaults to `8`.
+        stddev: float. Standard deviation of the initial embeddings. Defaults to `0.01`.
 
     Call arguments:
-        features: dict of int (..., k), rows of the tables; 0 is padding.
+        features: dict of str to int tensor of shape (..., k). Rows of the tables; 0 is padding.
 
     Returns:
-        (..., k, dim * features).
+        float tensor of shape (..., k, dim * number of features).
     """
 
     def __init__(self, rows, dim=8, stddev=0.01, **kwargs):
@@ -48,26 +49,23 @@ class BehaviorFeatureEmbedding(keras.layers.Layer):
         shape = next(iter(features.values())).shape
         return keras.KerasTensor((*shape, self.dim * len(self.rows)), self.compute_dtype)
 
-    def get_config(self):
-        return {**super().get_config(), "rows": self.rows, "dim": self.dim, "stddev": self.stddev}
-
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class CrossBias(keras.layers.Layer):
-    """TWIN's cross features: each is brought to one number, and weighted by each head.
+    """Attention bias from cross features: what a user did with an item says how much it counts.
 
-    [K_c,1 w_1 .. K_c,J w_J] beta: what a user did with an item says how much it weighs, for any
-    candidate.
+    [K_c,1 w_1 .. K_c,J w_J] beta: the embedding of each of the J features is mapped to one number,
+    and each head adds these numbers with weights of its own. The candidate plays no part.
 
     Args:
-        num_features: J.
-        num_heads: Heads of the attention.
+        num_features: int. Number of features J.
+        num_heads: int. Number of attention heads. Defaults to `4`.
 
     Call arguments:
-        embedded: (..., k, J * dim), as of `BehaviorFeatureEmbedding`.
+        embedded: float tensor of shape (..., k, J * dim), from `BehaviorFeatureEmbedding`.
 
     Returns:
-        (..., k, num_heads), to be added to the products of query and key.
+        float tensor of shape (..., k, num_heads), to be added to the products of query and key.
 
     Reference:
         Chang et al., KDD 2023, eq. 4-5: https://arxiv.org/abs/2302.02352
@@ -93,23 +91,24 @@ class CrossBias(keras.layers.Layer):
     def compute_output_spec(self, embedded):
         return keras.KerasTensor((*embedded.shape[:-1], self.num_heads), self.compute_dtype)
 
-    def get_config(self):
-        config = {"num_features": self.num_features, "num_heads": self.num_heads}
-        return {**super().get_config(), **config}
-
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class LogSize(keras.layers.Layer):
-    """TWIN-V2's ln n of clusters, from rows of a table of sizes.
+    """Attention bias ln n of a cluster of n behaviors (TWIN-V2).
 
     Args:
-        boundaries: Of the table, 2, 3, ..: row 2 is a size of 1, row 3 + i one of boundaries[i].
+        boundaries: tuple of float. The boundaries 2, 3, .. of the table of sizes: row 2 stands for
+            a cluster of one behavior, row 3 + i for a cluster of `boundaries[i]`.
 
     Call arguments:
-        rows: int (..., k).
+        rows: int tensor of shape (..., k). Rows of the table of sizes.
 
     Returns:
-        float32 (..., k, 1), to be added to the products of query and key; 0 for padding.
+        float32 tensor of shape (..., k, 1), to be added to the products of query and key. 0 for
+        padding.
+
+    Raises:
+        ValueError: If `boundaries` are not 2, 3, ..
     """
 
     def __init__(self, boundaries, **kwargs):
@@ -124,6 +123,3 @@ class LogSize(keras.layers.Layer):
 
     def compute_output_spec(self, rows):
         return keras.KerasTensor((*rows.shape, 1), "float32")
-
-    def get_config(self):
-        return {**super().get_config(), "boundaries": self.boundaries}

@@ -1,4 +1,4 @@
-"""Dice, the data-adaptive activation of DIN (Zhou et al., KDD 2018, section 5.3)."""
+"""Dice, a data-adaptive activation (DIN, section 5.3)."""
 
 import keras
 import tensorflow as tf
@@ -9,22 +9,24 @@ from keras import ops
 class Dice(keras.layers.Layer):
     """f(s) = p(s) s + (1 - p(s)) alpha s, with p(s) = sigmoid((s - E[s]) / sqrt(Var[s] + eps)).
 
-    Mean and variance are those of the batch's real rows in training and moving averages at
-    inference; both and the activation are computed in float32. Where replicas share a batch, each
-    takes its own rows' statistics, as Keras's BatchNormalization does.
+    In training, mean and variance are those of the real rows of the batch; at inference, they are
+    moving averages. Both and the activation are computed in float32. Where replicas share a batch,
+    each uses the statistics of its own rows, as Keras's `BatchNormalization` does.
 
     Args:
-        momentum: Of the moving averages.
-        epsilon: Added to the variance.
+        momentum: float. Momentum of the moving averages, in [0, 1). Defaults to `0.99`.
+        epsilon: float. Positive number that is added to the variance. Defaults to `1e-8`.
 
     Call arguments:
-        inputs: (..., units).
-        row_mask: Optional bool (...), True = real. The other rows do not count in the mean and the
-            variance; what becomes of them is unspecified, and their gradient must be zero.
-        training: bool.
+        inputs: float tensor of shape (..., units).
+        row_mask: bool tensor of shape (...), True = real, or `None`. The other rows do not count in
+            the mean and the variance. Their outputs are unspecified, and the gradient with respect
+            to these outputs must be zero. Defaults to `None`: all rows are real.
+        training: bool. Whether to use the statistics of the batch. Defaults to `None`, which is
+            `False`.
 
     Returns:
-        As `inputs`.
+        float tensor of the shape of `inputs`.
 
     Reference:
         https://arxiv.org/abs/1706.06978
@@ -68,25 +70,23 @@ class Dice(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return input_shape
 
-    def get_config(self):
-        return {**super().get_config(), "momentum": self.momentum, "epsilon": self.epsilon}
-
 
 def _dice_of_batch(x, alpha, real, epsilon):
-    """Dice with the statistics of the batch, and its gradient.
+    """Dice with the statistics of the batch.
 
-    Written out because memory traffic is all that it costs: the gradient needs three sums over the
-    rows, and a sum over rows as a product with `real` is several times faster on a CPU than
-    a reduction, under XLA too.
+    Memory traffic is the whole cost, so the gradient is written out: it needs three sums over the
+    rows. A sum over rows is computed as a product with `real`, which on a CPU is several times
+    faster than a reduction, also under XLA.
 
     Args:
-        x: float32 (rows, units).
-        alpha: float32 (units,).
-        real: float32 (1, rows), 1 = real, 0 = padding.
-        epsilon: Added to the variance.
+        x: float32 tensor of shape (rows, units).
+        alpha: float32 tensor of shape (units,).
+        real: float32 tensor of shape (1, rows), 1 = real, 0 = padding.
+        epsilon: float. Added to the variance.
 
     Returns:
-        f(x) (rows, units), mean (units,) and variance (units,), the latter two without gradient.
+        f(x), float32 of shape (rows, units); mean and variance, float32 of shape (units,) and
+        without gradient.
     """
 
     @tf.custom_gradient
@@ -98,7 +98,7 @@ def _dice_of_batch(x, alpha, real, epsilon):
         p = tf.sigmoid((x - mean) * scale)
 
         def gradient(dy, *_):
-            p = tf.sigmoid((x - mean) * scale)  # cheaper than to keep it
+            p = tf.sigmoid((x - mean) * scale)  # cheaper to compute again than to keep
             d_alpha = dy * x * (1 - p)
             d_p = d_alpha * p
             d_z_scaled = (1 - alpha) * scale

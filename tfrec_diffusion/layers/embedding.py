@@ -1,4 +1,4 @@
-"""Embedding tables, whose gradients hold the rows of the batch alone."""
+"""Embedding tables whose gradients hold only the rows that a batch looked up."""
 
 import math
 
@@ -8,35 +8,35 @@ import tensorflow as tf
 from keras import ops
 
 _SPREAD_FROM_BYTES = 2**20
-_PART_BYTES = 2**30  # at most: TensorFlow sends no tensor of 2 GiB to another machine, or back
+_PART_BYTES = 2**30  # TensorFlow cannot send a tensor of 2 GiB between machines
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class TableEmbedding(keras.layers.Layer):
-    """Looks rows of one table up; row 0 (padding) is zero and stays so under any optimizer.
+    """Looks up rows of an embedding table. Row 0 (padding) is zero and stays so in training.
 
-    Gradients are `tf.IndexedSlices`: they hold the rows of the batch, not the table.
+    Gradients are `tf.IndexedSlices`: they hold the rows that were looked up, not the whole table.
 
-    Built in the scope of a `tf.distribute.ParameterServerStrategy`, a table of a MiB or more is
-    spread over the servers: row r is row r // k of part r % k, so that frequent values, which have
-    low indices, burden all servers alike. k is the number of servers, or a multiple of it where
-    parts would be over a GiB. Each distinct row of a call is sent once. Saved files hold the whole
-    table, whatever k is.
+    If the layer is built in the scope of a `tf.distribute.ParameterServerStrategy`, a table of
+    1 MiB or more is spread over the servers in k parts. k is the number of servers, or a multiple
+    of it if a part would exceed 1 GiB. Row r of the table is row r // k of part r % k. Frequent
+    values have low indices, so that this spreads the load evenly. A call sends each distinct row
+    once. Saved files hold the whole table, whatever k is.
 
     Args:
-        rows: Number of rows, with row 0.
-        dim: Width.
-        stddev: Standard deviation of the initial rows from 1.
+        rows: int. Number of rows, including row 0.
+        dim: int. Width of an embedding.
+        stddev: float. Standard deviation of the initial embeddings. Defaults to `0.01`.
 
     Attributes:
-        parts: The weights that the table consists of, (ceil((rows - part) / k), dim) each.
-        embeddings: The one weight (rows, dim) of a table that is not spread.
+        parts: list of weights of shape (ceil((rows - part) / k), dim). The parts of the table.
+        embeddings: weight of shape (rows, dim). The table, if it is not spread.
 
     Call arguments:
-        indices: int (...), in [0, rows).
+        indices: int tensor of shape (...), in [0, rows).
 
     Returns:
-        (..., dim).
+        float tensor of shape (..., dim).
     """
 
     def __init__(self, rows, dim, stddev=0.01, **kwargs):
@@ -54,16 +54,16 @@ class TableEmbedding(keras.layers.Layer):
         count = 1
         if servers and size >= _SPREAD_FROM_BYTES:
             count = servers * math.ceil(size / (servers * _PART_BYTES))
-        # Servers take variables in turn: parts made one after the other come to lie apart.
+        # Servers take variables in turn, so that consecutive parts lie on different servers.
         self.parts = [self._add_part(part, count) for part in range(count)]
 
     def _add_part(self, part, count):
-        normal = keras.initializers.RandomNormal(stddev=self.stddev)  # of its own seed
+        normal = keras.initializers.RandomNormal(stddev=self.stddev)  # each part has its own seed
 
         def padding_row_zero(shape, dtype=None):
             return ops.pad(normal((shape[0] - 1, shape[1]), dtype=dtype), ((1, 0), (0, 0)))
 
-        # autocast would copy the whole table to the compute dtype at every step
+        # Autocast would copy the whole table to the compute dtype in every step.
         return self.add_weight(
             name="embeddings" if count == 1 else f"embeddings_{part}",
             shape=(len(range(part, self.rows, count)), self.dim),
@@ -81,7 +81,7 @@ class TableEmbedding(keras.layers.Layer):
         return self.parts[0]
 
     def call(self, indices):
-        # `ops.take` costs twice as much: it sends the table's gradient through a reshape
+        # `ops.take` costs twice as much, because it reshapes the gradient of the table.
         if self._is_remote:
             distinct, positions = tf.unique(tf.reshape(indices, [-1]))
             embedded = _repeat(self._lookup(distinct), tf.reshape(positions, tf.shape(indices)))
@@ -113,14 +113,10 @@ class TableEmbedding(keras.layers.Layer):
     def compute_output_spec(self, indices):
         return keras.KerasTensor((*indices.shape, self.dim), self.compute_dtype)
 
-    def get_config(self):
-        config = {"rows": self.rows, "dim": self.dim, "stddev": self.stddev}
-        return {**super().get_config(), **config}
-
 
 @tf.custom_gradient
 def _repeat(rows, positions):
-    """Rows at positions; the gradient adds up before it is sent."""
+    """Gathers rows; the gradients of equal positions are summed before they are sent."""
 
     def gradient(upstream):
         return tf.math.unsorted_segment_sum(upstream, positions, tf.shape(rows)[0]), None
@@ -129,8 +125,8 @@ def _repeat(rows, positions):
 
 
 def _parameter_servers():
-    """How many parameter servers the strategy in scope has."""
+    """Number of parameter servers of the strategy in scope, 0 for other strategies."""
     if not isinstance(tf.distribute.get_strategy(), tf.distribute.ParameterServerStrategy):
         return 0
-    # its `cluster_resolver` is None; each server has one CPU
+    # The strategy's `cluster_resolver` is None, but each server has one CPU.
     return sum("/job:ps/" in cpu.name for cpu in tf.config.list_logical_devices("CPU"))

@@ -1,32 +1,35 @@
-"""Transformer encoders of the newest behaviors (HierDiffuse, 3.1: f_L; f_S within sessions)."""
+"""Transformer encoders of the newest behaviors (HierDiffuse, section 3.1: f_L and f_S)."""
 
 import keras
 import tensorflow as tf
 from keras import ops
 
 from tfrec_diffusion.layers.arguments import check_positive_integers
-from tfrec_diffusion.layers.normalization import unit_scale
+from tfrec_diffusion.layers.normalization import layer_norm, unit_scale
 from tfrec_diffusion.layers.transformer import newest
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class BehaviorEncoder(keras.layers.Layer):
-    """Post-norm encoder blocks over the newest behaviors, with positions counted from the newest.
+    """Encodes the newest behaviors with self-attention in post-norm Transformer blocks.
+
+    The embeddings of positions are counted from the newest behavior. With l behaviors in the
+    longest history, k = min(`length`, l) behaviors of each history are encoded.
 
     Args:
-        length: Number of newest behaviors.
-        num_heads: Heads of self-attention; they divide d.
-        num_blocks: Number of blocks.
+        length: int. Number of newest behaviors.
+        num_heads: int. Number of attention heads, a divisor of d. Defaults to `2`.
+        num_blocks: int. Number of Transformer blocks. Defaults to `1`.
 
     Call arguments:
-        history: (batch, length of the history, d), newest last, padded on the right.
-        history_mask: bool (batch, length of the history), True = real.
-        sessions: Optional int (batch, k), k = min(length, length of the history): behaviors attend
-            to those of their own session.
+        history: float tensor of shape (batch, l, d), newest last, padded on the right.
+        history_mask: bool tensor of shape (batch, l), True = real.
+        sessions: int tensor of shape (batch, k), or `None`. Number of each behavior's session.
+            Behaviors attend to those of the same session only. Defaults to `None`: to all.
 
     Returns:
-        Encoded behaviors (batch, k, d), newest last, and their bool mask (batch, k): padded on the
-        left.
+        Encoded behaviors, float tensor of shape (batch, k, d), newest last, and their mask, bool
+        tensor of shape (batch, k). Both are padded on the left.
     """
 
     def __init__(self, length, num_heads=2, num_blocks=1, **kwargs):
@@ -36,7 +39,7 @@ class BehaviorEncoder(keras.layers.Layer):
         self.num_heads = num_heads
         self.num_blocks = num_blocks
 
-    def build(self, history_shape, *_):
+    def build(self, history_shape):
         dim = history_shape[-1]
         if dim % self.num_heads:
             raise ValueError(
@@ -62,14 +65,14 @@ class BehaviorEncoder(keras.layers.Layer):
         return self.encode(behaviors, attended), real
 
     def encode(self, behaviors, attended):
-        """Behaviors that are aligned on the right already.
+        """Encodes behaviors that are padded on the left, as `newest` returns them.
 
         Args:
-            behaviors: (batch, k, d), k at most `length`, newest last.
-            attended: bool (batch, 1 or k, k): what each attends to.
+            behaviors: float tensor of shape (batch, k, d), newest last. k is at most `length`.
+            attended: bool tensor of shape (batch, 1 or k, k). Which behaviors each one attends to.
 
         Returns:
-            (batch, k, d).
+            float tensor of shape (batch, k, d).
         """
         behaviors += self.positions[self.length - tf.shape(behaviors)[1] :]
         for block in self.blocks:
@@ -83,26 +86,16 @@ class BehaviorEncoder(keras.layers.Layer):
             keras.KerasTensor((batch, None), "bool"),
         )
 
-    def get_config(self):
-        config = {
-            "length": self.length,
-            "num_heads": self.num_heads,
-            "num_blocks": self.num_blocks,
-        }
-        return {**super().get_config(), **config}
-
 
 class _Block(keras.layers.Layer):
+    """Post-norm Transformer block."""
+
     def __init__(self, num_heads, **kwargs):
         super().__init__(**kwargs)
         self.num_heads = num_heads
 
     def build(self, shape):
         dim = shape[-1]
-
-        def norm():
-            # Embeddings start so small that the usual 1e-3 would outweigh their variance.
-            return keras.layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy)
 
         def dense(units, **kwargs):
             return keras.layers.Dense(units, dtype=self.dtype_policy, **kwargs)
@@ -114,7 +107,8 @@ class _Block(keras.layers.Layer):
         self.feed_forward, self.feed_forward_output = dense(3 * dim, activation="relu"), dense(dim)
         self.feed_forward.build(shape)
         self.feed_forward_output.build((*shape[:-1], 3 * dim))
-        self.attention_norm, self.feed_forward_norm = norm(), norm()
+        self.attention_norm = layer_norm(self.dtype_policy)
+        self.feed_forward_norm = layer_norm(self.dtype_policy)
         self.attention_norm.build(shape)
         self.feed_forward_norm.build(shape)
 
@@ -125,16 +119,21 @@ class _Block(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class LongTermEncoder(keras.layers.Layer):
-    """h^L = f_L(B^L): the mean of the encoded behaviors, at unit scale for the diffusion.
+    """Long-term interest h^L = f_L(B^L): the mean of the encoded behaviors.
+
+    It has mean 0 and variance 1 over its components, the scale that the diffusion works at.
 
     Args:
-        length, num_heads, num_blocks: Of `BehaviorEncoder`.
+        length: int. Number of newest behaviors. Defaults to `200`.
+        num_heads: int. Number of attention heads, a divisor of d. Defaults to `2`.
+        num_blocks: int. Number of Transformer blocks. Defaults to `1`.
 
     Call arguments:
-        history, history_mask: As `BehaviorEncoder`.
+        history: float tensor of shape (batch, l, d), newest last, padded on the right.
+        history_mask: bool tensor of shape (batch, l), True = real.
 
     Returns:
-        (batch, d); zeros without behaviors.
+        float tensor of shape (batch, d). Zeros without behaviors.
     """
 
     def __init__(self, length=200, num_heads=2, num_blocks=1, **kwargs):
@@ -144,7 +143,7 @@ class LongTermEncoder(keras.layers.Layer):
         self.num_heads = num_heads
         self.num_blocks = num_blocks
 
-    def build(self, history_shape, *_):
+    def build(self, history_shape):
         self.encoder.build(history_shape)
 
     def call(self, history, history_mask):
@@ -155,11 +154,3 @@ class LongTermEncoder(keras.layers.Layer):
 
     def compute_output_spec(self, history, history_mask):
         return keras.KerasTensor((history.shape[0], history.shape[-1]), self.compute_dtype)
-
-    def get_config(self):
-        config = {
-            "length": self.length,
-            "num_heads": self.num_heads,
-            "num_blocks": self.num_blocks,
-        }
-        return {**super().get_config(), **config}

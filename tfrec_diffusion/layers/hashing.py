@@ -1,7 +1,7 @@
-"""SimHash: ETA's search by Hamming distance, SDIM's pooling of hash buckets.
+"""SimHash: search by Hamming distance (ETA, section 4.3), pooling of hash buckets (SDIM, eq. 6-11).
 
-A bit of a vector's hash is the sign of its product with a random direction: two vectors at an angle
-theta differ in a bit with probability theta / pi (Charikar, 2002).
+Each bit of a vector's hash is the sign of its product with a random direction. Two vectors at an
+angle theta differ in a bit with probability theta / pi (Charikar, 2002).
 """
 
 import keras
@@ -12,11 +12,11 @@ from tfrec_diffusion.layers.arguments import check_positive_integers
 from tfrec_diffusion.layers.normalization import unit_length
 
 _SEED = 2022
-_BITS_PER_WORD = 16  # so many are packed exactly by a float32 product
+_BITS_PER_WORD = 16  # a float32 product packs these exactly
 
 
 class _SimHash(keras.layers.Layer):
-    """Random directions; fixed, of one seed, and saved with the model."""
+    """Random directions that are drawn from a fixed seed, never trained, and saved."""
 
     def _add_directions(self, dim, count):
         self.directions = self.add_weight(
@@ -28,25 +28,32 @@ class _SimHash(keras.layers.Layer):
         )
 
     def bits(self, x):
-        """(..., d) to float32 0 or 1, (..., count)."""
+        """Bits of vectors.
+
+        Args:
+            x: float tensor of shape (..., d).
+
+        Returns:
+            float32 tensor of shape (..., number of directions), 0 or 1. No gradient.
+        """
         product = ops.matmul(ops.cast(ops.stop_gradient(x), "float32"), self.directions)
         return ops.cast(product > 0, "float32")
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class HammingSearch(_SimHash):
-    """ETA's first stage: the Hamming distance of SimHash fingerprints.
+    """Search by the Hamming distance of SimHash fingerprints: the first stage of ETA.
 
     Args:
-        num_bits: Bits of a fingerprint, m.
+        num_bits: int. Number of bits of a fingerprint. Defaults to `32`.
 
     Call arguments:
-        history: (batch, length, d).
-        target: (batch, candidates, d).
+        history: float tensor of shape (batch, length, d).
+        target: float tensor of shape (batch, candidates, d).
 
     Returns:
-        Scores for `TopScores`, float32 (batch, candidates, length): distances times -1, without
-        gradient.
+        Scores for `TopScores`, float32 tensor of shape (batch, candidates, length): the negative
+        distances. No gradient.
 
     Reference:
         Chen et al., 2021, section 4.3: https://arxiv.org/abs/2108.04468
@@ -69,7 +76,14 @@ class HammingSearch(_SimHash):
         return -distance
 
     def fingerprints(self, x):
-        """(..., d) to packed bits: a list of uint16 (...)."""
+        """Packs the bits of vectors into words of 16 bits.
+
+        Args:
+            x: float tensor of shape (..., d).
+
+        Returns:
+            list of uint16 tensors of shape (...).
+        """
         bits = self.bits(x)
         words = []
         for start in range(0, self.num_bits, _BITS_PER_WORD):
@@ -81,31 +95,29 @@ class HammingSearch(_SimHash):
     def compute_output_spec(self, history, target):
         return keras.KerasTensor((*target.shape[:2], history.shape[1]), "float32")
 
-    def get_config(self):
-        return {**super().get_config(), "num_bits": self.num_bits}
-
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class HashBucketPooling(_SimHash):
-    """SDIM: the behaviors in the candidate's bucket, summed, averaged over independent hashes.
+    """Sums the behaviors in the candidate's hash bucket: SDIM's attention without ranking.
 
-    (1 / G) sum_g l2(sum_j [hash_g(e_j) = hash_g(e_a)] e_j): a behavior at an angle theta is in the
-    candidate's bucket with probability (1 - theta / pi)^tau, and nothing is ranked.
+    (1 / G) sum_g l2(sum_j [hash_g(e_j) = hash_g(e_a)] e_j): the sums of G independent hashes are
+    brought to length 1 and averaged. A behavior at an angle theta to the candidate is in its bucket
+    with probability (1 - theta / pi)^tau, where tau is the number of bits of a hash.
 
-    The history falls into its buckets once a request, and candidates look theirs up; fewer
-    candidates than buckets have only theirs filled.
+    The history of a request is divided into buckets once, and all candidates look theirs up. If
+    there are fewer candidates than buckets, only the buckets of candidates are summed.
 
     Args:
-        num_hashes: Hashes, G.
-        hash_bits: Bits of each, tau; it has 2^tau buckets.
+        num_hashes: int. Number of hashes G. Defaults to `48`.
+        hash_bits: int. Number of bits tau of a hash, which has 2^tau buckets. Defaults to `3`.
 
     Call arguments:
-        history: (batch, length, d).
-        target: (batch, candidates, d).
-        history_mask: bool (batch, length), True = real.
+        history: float tensor of shape (batch, length, d).
+        target: float tensor of shape (batch, candidates, d).
+        history_mask: bool tensor of shape (batch, length), True = real.
 
     Returns:
-        (batch, candidates, d); a hash whose bucket is empty counts with zeros.
+        float tensor of shape (batch, candidates, d). A hash whose bucket is empty counts as zeros.
 
     Reference:
         Cao et al., CIKM 2022, eq. 6-11: https://arxiv.org/abs/2205.10249
@@ -117,13 +129,12 @@ class HashBucketPooling(_SimHash):
         self.num_hashes = num_hashes
         self.hash_bits = hash_bits
 
-    def build(self, history_shape, *_):
+    def build(self, history_shape):
         self._add_directions(history_shape[-1], self.num_hashes * self.hash_bits)
 
     def call(self, history, target, history_mask):
         wanted = self.codes(target)
-        # Of fewer candidates than buckets their own are filled, else all. No `tf.cond`: XLA takes
-        # the shapes of its results for open ones.
+        # Not with `tf.cond`, because its results would have unknown shapes under XLA.
         candidates, buckets = tf.shape(target)[1], 2**self.hash_bits
         few, count = candidates < buckets, tf.minimum(candidates, buckets)
         filled = self._fill(
@@ -133,14 +144,20 @@ class HashBucketPooling(_SimHash):
         return self._look_up(filled, tf.where(few, order + tf.zeros_like(wanted), wanted))
 
     def split(self):
-        """Two layers that do the same: the first fills all buckets, (batch, 2^tau, G, d)."""
+        """Splits the pooling into what depends on the user alone, and the rest.
+
+        Returns:
+            Two `keras.layers.Layer` that share the directions of this one. The first maps
+            `history` and `history_mask` to the buckets, a float32 tensor of shape
+            (batch, 2^tau, G, d), and the second maps buckets and `target` to the result.
+        """
         return _Buckets(self), _BucketLookup(self)
 
     def _every_bucket(self):
         return tf.range(2.0**self.hash_bits)[:, None]
 
     def _fill(self, history, history_mask, wanted):
-        """Normalized sums of the wanted buckets (batch, m, G): (batch, m, G, d)."""
+        """Normalized sums (batch, m, G, d) of the buckets (batch, m, G) that are wanted."""
         falls = ops.equal(self.codes(history)[:, :, None], wanted[:, None])
         shape = ops.shape(falls)  # (batch, length, m, G)
         falls = ops.cast(ops.reshape(falls, (*shape[:2], shape[2] * shape[3])), "float32")
@@ -149,27 +166,30 @@ class HashBucketPooling(_SimHash):
         return unit_length(ops.reshape(sums, (shape[0], *shape[2:], history.shape[-1])))
 
     def _look_up(self, filled, places):
-        """Means over the hashes of what stands at the places (batch, candidates, G)."""
+        """Mean over the hashes of the filled buckets at the places (batch, candidates, G)."""
         batch, count, hashes, dim = ops.shape(filled)
         places = places * self.num_hashes + ops.arange(self.num_hashes, dtype="float32")
         places = tf.cast(places, "int32")
-        # As one list, because oneDNN takes longer to transpose than all the rest does.
+        # Flattened, because a transposition by oneDNN would take longer than all the rest.
         filled = ops.reshape(filled, (batch, count * hashes, dim))
         found = tf.gather(filled, places, batch_dims=1)  # (batch, candidates, G, d)
         return ops.cast(ops.mean(found, axis=2), self.compute_dtype)
 
     def codes(self, x):
-        """(..., d) to the bucket in each hash, float32 integers (..., G)."""
+        """Buckets of vectors.
+
+        Args:
+            x: float tensor of shape (..., d).
+
+        Returns:
+            float32 tensor of shape (..., G). Number of the bucket in each hash, in [0, 2^tau).
+        """
         bits = self.bits(x)
         count = self.num_hashes
         return sum(2.0**i * bits[..., i * count : (i + 1) * count] for i in range(self.hash_bits))
 
     def compute_output_spec(self, history, target, history_mask):
         return keras.KerasTensor(target.shape, self.compute_dtype)
-
-    def get_config(self):
-        config = {"num_hashes": self.num_hashes, "hash_bits": self.hash_bits}
-        return {**super().get_config(), **config}
 
 
 class _Buckets(keras.layers.Layer):
@@ -189,7 +209,7 @@ class _Buckets(keras.layers.Layer):
 
 
 class _BucketLookup(keras.layers.Layer):
-    """The interests of candidates in what `_Buckets` gave."""
+    """The interests of candidates, from the output of `_Buckets`."""
 
     def __init__(self, pooling):
         super().__init__(autocast=False)

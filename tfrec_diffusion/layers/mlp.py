@@ -1,22 +1,30 @@
-"""The fully connected tower that every model ends in."""
+"""Multilayer perceptron: the tower that every model ends in, and its activations."""
 
 import keras
 from keras import ops
 
-from tfrec_diffusion.layers import dice
 from tfrec_diffusion.layers.arguments import check_share
+from tfrec_diffusion.layers.dice import Dice
 
 
 def make_activation(name, shared_axes=None, dtype=None):
-    """The layer of an activation's name, to be called through `activate`.
+    """Makes the layer of an activation, to be called through `activate`.
 
     Args:
-        name: "dice", "prelu" (one slope a unit) or "relu".
-        shared_axes: Axes between the batch and the units, along which PReLU shares its slopes.
-        dtype: Dtype policy.
+        name: str. `"dice"`, `"prelu"` (one slope per unit) or `"relu"`.
+        shared_axes: list of int. Axes along which PReLU shares its slopes: all between the batch
+            and the units. Defaults to `None`: there are none.
+        dtype: str or `keras.DTypePolicy`. Dtype policy of the layer. Defaults to `None`: Keras's
+            global one.
+
+    Returns:
+        `keras.layers.Layer`.
+
+    Raises:
+        ValueError: If there is no such activation.
     """
     if name == "dice":
-        return dice.Dice(dtype=dtype)
+        return Dice(dtype=dtype)
     if name == "prelu":
         return keras.layers.PReLU(shared_axes=shared_axes, dtype=dtype)
     if name == "relu":
@@ -25,10 +33,16 @@ def make_activation(name, shared_axes=None, dtype=None):
 
 
 def check_units(units):
-    """Widths of layers as a tuple; a single width is one layer.
+    """Checks the widths of layers.
+
+    Args:
+        units: tuple or list of int, or int. Widths of the layers, or the width of the only one.
+
+    Returns:
+        tuple of int.
 
     Raises:
-        ValueError: If they are not positive integers.
+        ValueError: If there is none, or one is not a positive integer.
     """
     widths = tuple(units) if isinstance(units, list | tuple) else (units,)
     if not widths or not all(isinstance(width, int) and width > 0 for width in widths):
@@ -37,32 +51,46 @@ def check_units(units):
 
 
 def activate(layer, inputs, row_mask, training):
-    """Calls a `make_activation` layer; only Dice looks at the rows of the batch together."""
-    if isinstance(layer, dice.Dice):
+    """Calls a layer that `make_activation` made.
+
+    Args:
+        layer: `keras.layers.Layer`.
+        inputs: float tensor of shape (..., units).
+        row_mask: bool tensor of shape (...), True = real, or `None`. Read by Dice alone, because
+            the other activations do not depend on other rows of the batch.
+        training: bool. Read by Dice alone.
+
+    Returns:
+        float tensor of the shape of `inputs`.
+    """
+    if isinstance(layer, Dice):
         return layer(inputs, row_mask=row_mask, training=training)
     return layer(inputs)
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class MLP(keras.layers.Layer):
-    """Dense layers with an activation and dropout after each, over concatenated inputs.
+    """Dense layers over several inputs, each followed by an activation and dropout.
 
-    The inputs are never concatenated: each has its own rows of the first kernel, and what does not
-    depend on the candidate is multiplied once per request, for any number of candidates.
+    The result is that of the concatenated inputs, but they are not concatenated. Each input is
+    multiplied by its own rows of the first kernel, so that an input that does not depend on the
+    candidate is multiplied once per request, whatever the number of candidates.
 
     Args:
-        units: Widths, first to last.
-        activation: "dice", "prelu" or "relu".
-        dropout: Rate in [0, 1).
+        units: tuple of int. Widths of the layers.
+        activation: str. `"dice"`, `"prelu"` or `"relu"`. Defaults to `"dice"`.
+        dropout: float. Dropout rate, in [0, 1). Defaults to `0.0`.
 
     Call arguments:
-        inputs: List of float tensors, (batch, candidates, dim) or, for what the candidates share,
-            (batch, dim).
-        candidate_mask: Optional bool (batch, candidates), True = real.
-        training: bool.
+        inputs: list of float tensors of shape (batch, candidates, dim), or (batch, dim) for an
+            input that all candidates share.
+        candidate_mask: bool tensor of shape (batch, candidates), True = real. Defaults to `None`:
+            all candidates are real.
+        training: bool. Whether dropout and Dice run in training mode. Defaults to `None`, which is
+            `False`.
 
     Returns:
-        (batch, candidates, units[-1]).
+        float tensor of shape (batch, candidates, units[-1]).
     """
 
     def __init__(self, units, activation="dice", dropout=0.0, **kwargs):
@@ -108,11 +136,3 @@ class MLP(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         candidates = next((s[1] for s in input_shape if len(s) == 3), 1)
         return (input_shape[0][0], candidates, self.units[-1])
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "activation": self.activation,
-            "dropout": self.dropout,
-        }

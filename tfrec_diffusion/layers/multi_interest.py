@@ -1,4 +1,4 @@
-"""Multi-interest extractor: scores, routing, filtering, aggregation (DiffuMIN, eq. 5-8)."""
+"""Multi-interest extractor: scores, routing, filtering, aggregation (DiffuMIN, 3.3, eq. 5-8)."""
 
 import keras
 from keras import ops
@@ -6,26 +6,27 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class MultiInterestExtractor(keras.layers.Layer):
-    """One interest for each channel, from the behaviors that score highest on it.
+    """Extracts one interest per channel from the behaviors that score highest on the channel.
 
-    All candidates of a request share its history: scores and means are one matrix product each,
-    and nothing of size (batch, candidates, length, channels, d) is made.
+    All candidates of a request share its history. Scores and means are one matrix product each, and
+    no tensor of shape (batch, candidates, length, channels, d) is made.
 
     Args:
-        routing: Layer (scores) -> weights, such as `TopRouting`.
-        filtering: Layer (scores, history_mask) -> bool, such as `TopP`.
-        aggregation: Layer (history, scores, weights, target) -> interests, such as
-            `MeanAggregation`.
+        routing: `TopRouting` or `SoftRouting`. Layer that maps scores to weights.
+        filtering: `TopP` or `TopK`. Layer that maps scores and `history_mask` to a bool tensor of
+            the behaviors that are kept.
+        aggregation: `MeanAggregation`, or another layer with its call arguments. Layer that maps
+            history, scores, weights and target to interests.
 
     Call arguments:
-        history: (batch, length, d).
-        channels: (batch, candidates, channels, d).
-        target: (batch, candidates, d).
-        history_mask: bool (batch, length), True = real.
+        history: float tensor of shape (batch, length, d).
+        channels: float tensor of shape (batch, candidates, channels, d).
+        target: float tensor of shape (batch, candidates, d).
+        history_mask: bool tensor of shape (batch, length), True = real.
 
     Returns:
-        (batch, candidates, channels, d), computed in float32; zeros for a channel that selected
-        nothing.
+        float tensor of shape (batch, candidates, channels, d), computed in float32. Zeros for a
+        channel that selected nothing.
 
     Reference:
         https://arxiv.org/abs/2508.15311
@@ -52,16 +53,17 @@ class MultiInterestExtractor(keras.layers.Layer):
         return ops.cast(interests, self.compute_dtype)
 
     def select(self, history, channels, history_mask):
-        """What each channel selects.
+        """Selects behaviors for each channel.
 
         Args:
-            history: float32 (batch, length, d).
-            channels: float32 (batch, candidates, channels, d).
-            history_mask: bool (batch, length), True = real.
+            history: float32 tensor of shape (batch, length, d).
+            channels: float32 tensor of shape (batch, candidates, channels, d).
+            history_mask: bool tensor of shape (batch, length), True = real.
 
         Returns:
-            Scores (eq. 5), -inf where padded, and weights: routing (eq. 6) times filtering (eq. 7);
-            both float32 (batch, candidates, channels, length).
+            Scores (eq. 5), which are -inf for padding, and weights, which are routing (eq. 6) times
+            filtering (eq. 7). Both are float32 tensors of shape
+            (batch, candidates, channels, length).
         """
         batch, candidates = ops.shape(channels)[:2]
         rows = ops.reshape(channels, (batch, candidates * channels.shape[2], channels.shape[3]))

@@ -1,4 +1,4 @@
-"""Interest channels: orthogonal decomposition of the target (DiffuMIN, section 3.3, eq. 2-4)."""
+"""Interest channels by orthogonal decomposition of the target (DiffuMIN, section 3.3, eq. 2-4)."""
 
 import keras
 import tensorflow as tf
@@ -6,8 +6,8 @@ from keras import ops
 
 from tfrec_diffusion.layers.arguments import check_positive_integers
 
-# Lengths below which a vector is taken for zero: of a residual, relative to the projected target,
-# whose rounding it would be; and of the projected target.
+# Vectors that are shorter count as zero. The length of a residual is relative to that of the
+# projected target, because a shorter one would be rounding.
 _SMALLEST_RESIDUAL = 1e-5
 _SMALLEST_TARGET = 1e-8
 
@@ -16,34 +16,35 @@ _SMALLEST_TARGET = 1e-8
 class OrthogonalChannels(keras.layers.Layer):
     """Orthonormal channels O of a target e: O^T is the Q of the QR decomposition of (e W)^T.
 
-    e W is `channels` rows of width d. The diagonal of R is not negative, which fixes the sign of
-    each channel. O O^T = I for every target: a row that depends on the rows before it (all do where
-    the target is zero) gives way to a unit vector orthogonal to them, and gets no gradient.
+    e W has c rows of width d. The diagonal of R is not negative, which fixes the sign of each
+    channel. O O^T = I holds for every target: a row that is a linear combination of the rows before
+    it, as all rows are where the target is zero, is replaced by a unit vector orthogonal to them,
+    and gets no gradient.
 
     Args:
-        channels: Number of channels c, at most d.
+        num_channels: int. Number of channels c, at most d.
 
     Call arguments:
-        target: (..., d).
+        target: float tensor of shape (..., d).
 
     Returns:
-        (..., channels, d), computed in float32.
+        float tensor of shape (..., num_channels, d), computed in float32.
 
     Reference:
         https://arxiv.org/abs/2508.15311
     """
 
-    def __init__(self, channels, **kwargs):
+    def __init__(self, num_channels, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        check_positive_integers(channels=channels)
-        self.channels = channels
+        check_positive_integers(num_channels=num_channels)
+        self.num_channels = num_channels
 
     def build(self, target_shape):
         dim = target_shape[-1]
-        if self.channels > dim:
+        if self.num_channels > dim:
             raise ValueError(
-                f"`channels` must be at most the width of the target, {dim}. "
-                f"Received: channels={self.channels}"
+                f"`num_channels` must be at most the width of the target, {dim}. "
+                f"Received: num_channels={self.num_channels}"
             )
         glorot = keras.initializers.GlorotUniform()
 
@@ -54,33 +55,30 @@ class OrthogonalChannels(keras.layers.Layer):
 
         self.kernel = self.add_weight(
             name="kernel",
-            shape=(dim, self.channels * dim),
+            shape=(dim, self.num_channels * dim),
             initializer=target_first,
             autocast=False,
         )
 
     def call(self, target):
         rows = ops.matmul(ops.cast(target, "float32"), self.kernel)
-        rows = ops.reshape(rows, (*ops.shape(target)[:-1], self.channels, target.shape[-1]))
+        rows = ops.reshape(rows, (*ops.shape(target)[:-1], self.num_channels, target.shape[-1]))
         return ops.cast(_orthonormalize(rows), self.compute_dtype)
 
     def compute_output_spec(self, target):
-        shape = (*target.shape[:-1], self.channels, target.shape[-1])
+        shape = (*target.shape[:-1], self.num_channels, target.shape[-1])
         return keras.KerasTensor(shape, self.compute_dtype)
-
-    def get_config(self):
-        return {**super().get_config(), "channels": self.channels}
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class TargetChannel(keras.layers.Layer):
-    """The target itself as the one channel: variant A of table 3.
+    """The target itself as the only channel: variant A of table 3.
 
     Call arguments:
-        target: (..., d).
+        target: float tensor of shape (..., d).
 
     Returns:
-        (..., 1, d).
+        float tensor of shape (..., 1, d).
     """
 
     def call(self, target):
@@ -91,11 +89,13 @@ class TargetChannel(keras.layers.Layer):
 
 
 def _orthonormalize(rows):
-    """Modified Gram-Schmidt over the rows of (..., c, d), twice, which is enough (Kahan).
+    """Modified Gram-Schmidt over the rows of (..., c, d).
 
-    `tf.linalg.qr` has no finite gradient for dependent columns, not even for the rest of the batch.
+    Each row is projected twice, which is enough for orthogonality up to rounding (Kahan).
+    `tf.linalg.qr` would not do: one target with dependent rows makes the gradients of the whole
+    batch infinite.
     """
-    # The decomposition does not depend on the scale, and so neither does its gradient.
+    # The decomposition does not depend on the scale, so the scale needs no gradient.
     length = ops.sqrt(ops.sum(ops.square(rows), axis=(-2, -1), keepdims=True))
     rows = rows / ops.stop_gradient(ops.where(length > _SMALLEST_TARGET, length, 1.0))
     channels = []
@@ -104,7 +104,7 @@ def _orthonormalize(rows):
         residual = _project_out(channels, rows[..., i, :])
         vanishes = _squared_norm(residual) < _SMALLEST_RESIDUAL**2
         axis = tf.one_hot(tf.argmin(covered, axis=-1), rows.shape[-1], dtype=rows.dtype)
-        # Replaced before it is normalized, so that no gradient ever divides by zero.
+        # Replaced before the normalization, so that no gradient divides by zero.
         channel = _project_out(channels, ops.where(vanishes, axis, residual))
         channel = channel * ops.rsqrt(_squared_norm(channel))
         covered = covered + ops.square(channel)

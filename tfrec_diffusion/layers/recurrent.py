@@ -1,4 +1,4 @@
-"""DIEN's interest extractor, its loss, and interest evolution (Zhou et al., AAAI 2019)."""
+"""Interest extractor (DIEN, eq. 2-5), its loss (eq. 6) and interest evolution (eq. 8-12)."""
 
 import keras
 import tensorflow as tf
@@ -7,6 +7,7 @@ from keras import ops
 from tfrec_diffusion.layers.arguments import check_not_negative
 from tfrec_diffusion.layers.auxiliary_loss import add_mean_loss
 from tfrec_diffusion.layers.noise import randint, uniform
+from tfrec_diffusion.layers.normalization import masked_softmax
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
@@ -14,26 +15,26 @@ class InterestExtractor(keras.layers.Layer):
     """A GRU over the behaviors (eq. 2-5).
 
     Call arguments:
-        behaviors: (batch, k, d), oldest first, padded on the left.
-        real: bool (batch, k), True = real.
+        behaviors: float tensor of shape (batch, k, d), oldest first, padded on the left.
+        real: bool tensor of shape (batch, k), True = real.
 
     Returns:
-        The state after each behavior, (batch, k, d); zeros before the first.
+        float tensor of shape (batch, k, d). The state after each behavior, zeros for padding.
 
     Reference:
         https://arxiv.org/abs/1809.03672
     """
 
-    def build(self, behaviors_shape, *_):
+    def build(self, behaviors_shape):
         dim = behaviors_shape[-1]
-        # cuDNN takes no padding on the left.
+        # cuDNN does not support padding on the left.
         self.gru = keras.layers.GRU(
             dim, return_sequences=True, use_cudnn=False, dtype=self.dtype_policy
         )
         self.gru.build((None, None, dim))
 
     def call(self, behaviors, real):
-        # One step of padding: Keras's GRU takes no sequence of length 0.
+        # One step of padding, because Keras's GRU fails for sequences of length 0.
         behaviors = ops.pad(behaviors, ((0, 0), (1, 0), (0, 0)))
         return self.gru(behaviors, mask=ops.pad(real, ((0, 0), (1, 0))))[:, 1:]
 
@@ -43,23 +44,24 @@ class InterestExtractor(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class NextBehaviorLoss(keras.layers.Layer):
-    """The state after behavior t tells behavior t + 1 from another (eq. 6), in training.
+    """Auxiliary loss: the state after behavior t predicts behavior t + 1 (eq. 6).
 
-    The negative is a random behavior of another request of the batch; where it is of the same item,
-    nothing is learned.
+    The next behavior is told from a negative, which is a random behavior of another request of the
+    batch. If the negative has the same item as the behavior, the pair does not count. The layer
+    adds the loss in training only.
 
     Args:
-        weight: Of the loss, alpha.
+        weight: float. Weight alpha of the loss. Defaults to `1.0`.
 
     Call arguments:
-        states: (batch, k, d), after each behavior.
-        behaviors: (batch, k, d), oldest first, padded on the left.
-        real: bool (batch, k), True = real.
-        items: int (batch, k), what tells behaviors apart.
-        training: bool.
+        states: float tensor of shape (batch, k, d). The state after each behavior.
+        behaviors: float tensor of shape (batch, k, d), oldest first, padded on the left.
+        real: bool tensor of shape (batch, k), True = real.
+        items: int tensor of shape (batch, k). The items of the behaviors.
+        training: bool. Whether to add the loss. Defaults to `None`, which is `False`.
 
     Returns:
-        `states`, as they are.
+        `states`, unchanged.
 
     Reference:
         https://arxiv.org/abs/1809.03672
@@ -84,7 +86,16 @@ class NextBehaviorLoss(keras.layers.Layer):
         return states
 
     def errors(self, states, positives, negatives):
-        """-log s(h_t . e_{t+1}) - log(1 - s(h_t . e'_{t+1})), (batch, k - 1)."""
+        """Errors -log s(h_t . e_{t+1}) - log(1 - s(h_t . e'_{t+1})) of the predictions.
+
+        Args:
+            states: float tensor of shape (batch, k - 1, d). The states h_t.
+            positives: float tensor of shape (batch, k - 1, d). The next behaviors e_{t+1}.
+            negatives: float tensor of shape (batch, k - 1, d). The negatives e'_{t+1}.
+
+        Returns:
+            float32 tensor of shape (batch, k - 1).
+        """
         states = ops.cast(states, "float32")
         positive, negative = (
             ops.sum(states * ops.cast(x, "float32"), axis=-1) for x in (positives, negatives)
@@ -92,44 +103,42 @@ class NextBehaviorLoss(keras.layers.Layer):
         return ops.softplus(-positive) + ops.softplus(negative)
 
     def _draw(self, real):
-        """Behaviors of other requests, int (batch, k, 2), and whether there are, (batch, k)."""
+        """Indices (batch, k, 2) of behaviors of other requests, and if there are any (batch, k)."""
         batch, length = tf.shape(real)[0], tf.shape(real)[1]
         own = tf.range(batch)[:, None]
         shift = randint(tf.shape(real), 1, tf.maximum(batch, 2), self.seed_generator)
         other = (own + shift) % batch
         counts = tf.gather(tf.reduce_sum(tf.cast(real, tf.int32), axis=1), other)
         share = uniform(tf.shape(real), self.seed_generator)
-        back = tf.cast(share * tf.cast(counts, tf.float32), tf.int32)  # from the newest
+        back = tf.cast(share * tf.cast(counts, tf.float32), tf.int32)  # counted from the newest
         place = length - 1 - tf.minimum(back, tf.maximum(counts - 1, 0))
         return tf.stack([other, place], axis=-1), (counts > 0) & (other != own)
 
     def compute_output_spec(self, states, behaviors, real, items, training=None):
         return keras.KerasTensor(states.shape, self.compute_dtype)
 
-    def get_config(self):
-        return {**super().get_config(), "weight": self.weight}
-
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class InterestEvolution(keras.layers.Layer):
-    """AUGRU: a GRU whose update gate is scaled by each candidate's attention (eq. 8-12).
+    """AUGRU: a GRU whose update gate is scaled by the attention of each candidate (eq. 8-12).
 
-    a_t = softmax_t(h_t W e_a); u~_t = a_t u_t; h'_t = (1 - u~_t) h'_{t-1} + u~_t h~_t. Inputs are
-    multiplied once for all steps and candidates.
+    a_t = softmax_t(h_t W e_a); u~_t = a_t u_t; h'_t = (1 - u~_t) h'_{t-1} + u~_t h~_t, for a
+    candidate e_a, states h_t of the extractor, and the update gate u_t and proposal h~_t of a GRU.
+    The product of the states with the GRU's kernel is computed once for all steps and candidates.
 
     Call arguments:
-        states: (batch, k, d), of the extractor.
-        target: (batch, candidates, dim), e_a.
-        real: bool (batch, k), True = real; others leave the state as it is.
+        states: float tensor of shape (batch, k, d), from `InterestExtractor`.
+        target: float tensor of shape (batch, candidates, dim).
+        real: bool tensor of shape (batch, k), True = real. Padding leaves the state unchanged.
 
     Returns:
-        h'_T, (batch, candidates, d): zeros without behaviors.
+        float tensor of shape (batch, candidates, d). The last state h'_T, zeros without behaviors.
 
     Reference:
         https://arxiv.org/abs/1809.03672
     """
 
-    def build(self, states_shape, target_shape, *_):
+    def build(self, states_shape, target_shape):
         dim = states_shape[-1]
         self.attention_kernel = self.add_weight(
             name="attention_kernel", shape=(target_shape[-1], dim)
@@ -144,16 +153,31 @@ class InterestEvolution(keras.layers.Layer):
         return self.evolve(states, self.attention(states, target, real))
 
     def attention(self, states, target, real):
-        """a_t, (batch, candidates, k); 0 where not real."""
+        """The attention a_t of each candidate to the states.
+
+        Args:
+            states: float tensor of shape (batch, k, d).
+            target: float tensor of shape (batch, candidates, dim).
+            real: bool tensor of shape (batch, k), True = real.
+
+        Returns:
+            float tensor of shape (batch, candidates, k). 0 for padding.
+        """
         query = ops.matmul(target, self.attention_kernel)
         logits = ops.cast(ops.matmul(query, ops.transpose(states, (0, 2, 1))), "float32")
-        real = real[:, None]
-        weights = ops.softmax(ops.where(real, logits, -1e30), axis=-1)
-        return ops.cast(ops.where(real, weights, 0.0), states.dtype)
+        return ops.cast(masked_softmax(logits, real[:, None]), states.dtype)
 
     def evolve(self, states, attention):
-        """h'_T, (batch, candidates, d), of attention (batch, candidates, k)."""
-        # One step of padding, without attention: XLA takes no loop over a length of 0.
+        """Runs the GRU.
+
+        Args:
+            states: float tensor of shape (batch, k, d).
+            attention: float tensor of shape (batch, candidates, k).
+
+        Returns:
+            float tensor of shape (batch, candidates, d). The last state h'_T.
+        """
+        # One step of padding without attention, because XLA fails for a loop of length 0.
         states = ops.pad(states, ((0, 0), (1, 0), (0, 0)))
         attention = ops.pad(attention, ((0, 0), (0, 0), (1, 0)))
         batch, candidates, steps = ops.shape(attention)

@@ -1,7 +1,4 @@
-"""Which behaviors each interest channel takes (DiffuMIN, section 3.3, eq. 6 and 7).
-
-Scores are float32 (batch, candidates, channels, length); those of padded behaviors are -inf.
-"""
+"""Routing and filtering: which behaviors a channel takes (DiffuMIN, section 3.3, eq. 6 and 7)."""
 
 import keras
 import tensorflow as tf
@@ -9,25 +6,30 @@ from keras import ops
 
 from tfrec_diffusion.layers.arguments import check_positive_integers
 
-# Selection looks no closer than this at a column, relative to its largest magnitude: a matrix
-# product adds in another order at another position or batch size, so that the same behavior, twice
-# in a history, can score a few units in the last place apart, and one would be left out.
+# Scores of a column that differ by less than this, relative to its largest magnitude, count as
+# equal. A matrix product adds in an order that depends on the position and on the batch size, so
+# the scores of a behavior that is in a history twice can differ by rounding. Without a tolerance
+# one of the two could be left out.
 _STEPS = 21
 RESOLUTION = 2.0 ** (1 - _STEPS)
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class TopRouting(keras.layers.Layer):
-    """Each behavior goes to the channels where it scores highest (eq. 6); ties to the lowest.
+    """Routes each behavior to the channels where it scores highest (eq. 6).
+
+    Of channels with equal scores, the first are taken.
 
     Args:
-        channels_per_behavior: 1 in the paper; 2 is the variant `top_2`.
+        channels_per_behavior: int. Number of channels that a behavior goes to: 1 in the paper, 2 in
+            the variant `top_2`. Defaults to `1`.
 
     Call arguments:
-        scores: (batch, candidates, channels, length).
+        scores: float32 tensor of shape (batch, candidates, channels, length), -inf for padding.
 
     Returns:
-        0 or 1, float32, of the shape of `scores`: 0 where padded. No gradient.
+        float32 tensor of the shape of `scores`: 1 where a behavior goes to a channel, else 0. 0 for
+        padding. No gradient.
 
     Reference:
         https://arxiv.org/abs/2508.15311
@@ -51,7 +53,7 @@ class TopRouting(keras.layers.Layer):
         channels = scores.shape[-2]
         channel = ops.arange(channels, dtype="float32")[:, None]
         for _ in range(self.channels_per_behavior):
-            # No score is below the lowest finite number but that of padding. On a CPU this is
+            # The lowest finite number is above the scores of padding alone. On a CPU this is
             # three times faster than argmax.
             highest = tf.maximum(tf.reduce_max(left, axis=-2, keepdims=True), tf.float32.min)
             highest_channel = ops.where(left >= highest, channel, float(channels))
@@ -63,19 +65,16 @@ class TopRouting(keras.layers.Layer):
     def compute_output_spec(self, scores):
         return keras.KerasTensor(scores.shape, "float32")
 
-    def get_config(self):
-        return {**super().get_config(), "channels_per_behavior": self.channels_per_behavior}
-
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class SoftRouting(keras.layers.Layer):
-    """Each behavior goes to all channels, by the softmax of its scores: the variant `soft`.
+    """Routes each behavior to all channels by the softmax of its scores: the variant `soft`.
 
     Call arguments:
-        scores: (batch, candidates, channels, length).
+        scores: float32 tensor of shape (batch, candidates, channels, length), -inf for padding.
 
     Returns:
-        Float32 of the shape of `scores`, with a sum of 1 over the channels; 0 where padded.
+        float32 tensor of the shape of `scores`, with a sum of 1 over the channels. 0 for padding.
     """
 
     def __init__(self, **kwargs):
@@ -92,19 +91,19 @@ class SoftRouting(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class TopP(keras.layers.Layer):
-    """Keeps a share p of each channel's behaviors, the highest scores (eq. 7).
+    """Keeps the share p of a user's behaviors that score highest on a channel (eq. 7).
 
-    Of n real behaviors ceil(p n) are kept, and those that tie with the last of them.
+    Of n real behaviors, ceil(p n) are kept, and those whose score equals the lowest of these.
 
     Args:
-        p: Share in (0, 1].
+        p: float. Share in (0, 1]. Defaults to `0.2`.
 
     Call arguments:
-        scores: (batch, candidates, channels, length).
-        history_mask: bool (batch, length), True = real.
+        scores: float32 tensor of shape (batch, candidates, channels, length), -inf for padding.
+        history_mask: bool tensor of shape (batch, length), True = real.
 
     Returns:
-        bool of the shape of `scores`.
+        bool tensor of the shape of `scores`, True = kept.
 
     Reference:
         https://arxiv.org/abs/2508.15311
@@ -125,18 +124,17 @@ class TopP(keras.layers.Layer):
     def compute_output_spec(self, scores, history_mask):
         return keras.KerasTensor(scores.shape, "bool")
 
-    def get_config(self):
-        return {**super().get_config(), "p": self.p}
-
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class TopK(keras.layers.Layer):
-    """Keeps each channel's k highest scores, and those that tie with the last: variant `top_k`.
+    """Keeps the k behaviors that score highest on a channel: the variant `top_k`.
+
+    Behaviors whose score equals the lowest of these are kept as well.
 
     Args:
-        k: Number of behaviors, whatever the length.
+        k: int. Number of behaviors, whatever the length of the history. Defaults to `100`.
 
-    Call arguments and Returns: as `TopP`.
+    Call arguments and Returns: As in `TopP`.
     """
 
     def __init__(self, k=100, **kwargs):
@@ -151,23 +149,21 @@ class TopK(keras.layers.Layer):
     def compute_output_spec(self, scores, history_mask):
         return keras.KerasTensor(scores.shape, "bool")
 
-    def get_config(self):
-        return {**super().get_config(), "k": self.k}
-
 
 def kth_largest(scores, k):
-    """The k-th largest of each row, from below, to 2^-20 of the row's largest magnitude.
+    """A threshold just below the k-th largest score of each row.
 
-    Bisection between the two signs of that magnitude; a sort costs several times more.
+    The threshold is found by bisection between plus and minus the row's largest magnitude. A sort
+    would take several times as long.
 
     Args:
-        scores: float32 (..., length); -inf counts for nothing.
-        k: Whole numbers of any dtype, of a shape that broadcasts to (...), at most as many as there
-            are finite scores.
+        scores: float32 tensor of shape (..., length). Scores of -inf are not counted.
+        k: int or float tensor of whole numbers, of a shape that broadcasts to (...). At most the
+            number of finite scores of the row.
 
     Returns:
-        Threshold and magnitude, float32 (...): the k-th largest is at least the threshold, and more
-        by at most 2^-20 of the magnitude. No gradient.
+        Threshold and largest magnitude of each row, float32 tensors of shape (...). The k-th
+        largest score exceeds the threshold by 0 to 2^-20 of the magnitude. No gradient.
     """
     scores, k = tf.stop_gradient(scores), tf.cast(k, tf.float32)
     finite = tf.where(scores > -float("inf"), tf.abs(scores), 0.0)
@@ -176,7 +172,8 @@ def kth_largest(scores, k):
 
     def bisect(step, threshold):
         middle = threshold + step
-        # A count as a product with ones: under XLA on a CPU up to three times faster than a sum.
+        # Counted as a product with ones, which under XLA on a CPU is up to three times faster than
+        # a sum.
         count = tf.tensordot(tf.cast(scores >= middle[..., None], tf.float32), ones, 1)
         return step / 2, tf.where(count >= k, middle, threshold)
 
@@ -186,6 +183,6 @@ def kth_largest(scores, k):
 
 
 def _largest(scores, k):
-    """Bool of the shape of `scores`: the k (batch,) largest of each column, and their ties."""
+    """Bool of the shape of `scores`: the k (batch,) largest of each channel, and their equals."""
     threshold, magnitude = kth_largest(scores, k[:, None, None])
     return scores >= (threshold - RESOLUTION * magnitude)[..., None]

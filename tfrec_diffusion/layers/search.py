@@ -1,7 +1,7 @@
-"""Search in the history: which behaviors a model looks at, as positions in it.
+"""Search in the history: the positions of the behaviors that a model reads (SIM, section 3.1).
 
-Positions are counted in float32, which is exact to 2^24: int32 would be counted on the host, also
-where there is a GPU.
+Positions are counted in float32, which is exact up to 2^24, because TensorFlow counts in int32 on
+the CPU even if there is a GPU.
 """
 
 import keras
@@ -11,22 +11,22 @@ from keras import ops
 from tfrec_diffusion.layers.arguments import check_positive_integers
 from tfrec_diffusion.layers.routing import RESOLUTION, kth_largest
 
-_BLOCK = 32  # sums within blocks and over blocks are small products
+_BLOCK = 32  # running counts within blocks and over blocks are small matrix products
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class Newest(keras.layers.Layer):
-    """The newest behaviors.
+    """Finds the newest behaviors.
 
     Args:
-        count: How many, k.
+        count: int. Number k of behaviors.
 
     Call arguments:
-        history_mask: bool (batch, length), True = real; padded on the right.
+        history_mask: bool tensor of shape (batch, length), True = real, padded on the right.
 
     Returns:
-        Positions, int32 (batch, min(k, length)), oldest first; and bool of that shape, True = real:
-        of a history shorter than k the first are padding.
+        Positions, int32 tensor of shape (batch, min(k, length)), oldest first; and a bool tensor of
+        that shape, True = real. If a history has fewer behaviors, the first positions are padding.
     """
 
     def __init__(self, count, **kwargs):
@@ -41,28 +41,28 @@ class Newest(keras.layers.Layer):
         shape = (history_mask.shape[0], None)
         return keras.KerasTensor(shape, "int32"), keras.KerasTensor(shape, "bool")
 
-    def get_config(self):
-        return {**super().get_config(), "count": self.count}
-
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class TopScores(keras.layers.Layer):
-    """The behaviors of the highest scores: the first stage's answer, for each candidate its own.
+    """Retrieves the behaviors with the highest scores of each candidate.
 
-    The threshold is found by bisection, and what passes it by counting: under XLA on a CPU
-    a quarter of the time of `top_k`, which sorts on one thread.
+    This is the last step of the first stage of SIM, ETA and TWIN. Scores count as equal if they
+    differ by at most 2^-20 of the largest magnitude among a candidate's scores. Of behaviors whose
+    score equals the k-th highest, the newest are retrieved. The k-th highest score is found by
+    bisection, and the behaviors above it by counting. Under XLA on a CPU this takes a quarter of
+    the time of `top_k`, which sorts on one thread.
 
     Args:
-        count: How many, k.
+        count: int. Number k of behaviors.
 
     Call arguments:
-        scores: (batch, candidates, length); -inf: never retrieved.
-        history_mask: bool (batch, length), True = real; what is not is never retrieved.
+        scores: float tensor of shape (batch, candidates, length). A behavior with a score of -inf
+            is never retrieved.
+        history_mask: bool tensor of shape (batch, length), True = real. Padding is never retrieved.
 
     Returns:
-        Positions, int32 (batch, candidates, min(k, length)), newest first, and bool of that shape,
-        True = retrieved: there may be fewer than k. Of scores that equal the k-th highest, to 2^-20
-        of the row's largest magnitude, the newest are retrieved. No gradient.
+        Positions, int32 tensor of shape (batch, candidates, min(k, length)), newest first; and a
+        bool tensor of that shape, True = retrieved, because there may be fewer than k. No gradient.
     """
 
     def __init__(self, count, **kwargs):
@@ -88,21 +88,20 @@ class TopScores(keras.layers.Layer):
         shape = (*scores.shape[:2], None)
         return keras.KerasTensor(shape, "int32"), keras.KerasTensor(shape, "bool")
 
-    def get_config(self):
-        return {**super().get_config(), "count": self.count}
-
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class SameCategory(keras.layers.Layer):
-    """SIM's hard search: the behaviors of the candidate's category, newest first.
+    """Hard search of SIM: the newest behaviors of the candidate's category.
+
+    Out of vocabulary is a category like any other.
 
     Call arguments:
-        history_categories: int (batch, length), rows of a table.
-        categories: int (batch, candidates), rows of the same table.
+        history_categories: int tensor of shape (batch, length). Categories of the behaviors.
+        categories: int tensor of shape (batch, candidates). Categories of the candidates.
 
     Returns:
-        Scores for `TopScores`, float32 (batch, candidates, length): positions, and -inf for another
-        category. What is out of vocabulary is a category like any other.
+        Scores for `TopScores`, float32 tensor of shape (batch, candidates, length): the position of
+        a behavior of the candidate's category, -inf for one of another category.
 
     Reference:
         Pi et al., CIKM 2020, section 3.1: https://arxiv.org/abs/2006.05639
@@ -119,21 +118,25 @@ class SameCategory(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class InnerProductSearch(keras.layers.Layer):
-    """SIM's soft search: r_j = (W_b e_j) . (W_a e_a), and U = sum_j r_j e_j for its own loss.
+    """Soft search of SIM: the learned inner product of behavior and candidate (eq. 1).
+
+    The score of behavior e_j for candidate e_a is r_j = (W_b e_j) . (W_a e_a). The sum
+    U = sum_j r_j e_j is what the loss of the search is computed from.
 
     Call arguments:
-        history: (batch, length, d).
-        target: (batch, candidates, d), e_a.
-        history_mask: bool (batch, length), True = real.
+        history: float tensor of shape (batch, length, d).
+        target: float tensor of shape (batch, candidates, d).
+        history_mask: bool tensor of shape (batch, length), True = real.
 
     Returns:
-        Scores r, float32 (batch, candidates, length); and U, (batch, candidates, d).
+        Scores r for `TopScores`, float32 tensor of shape (batch, candidates, length); and U, float
+        tensor of shape (batch, candidates, d).
 
     Reference:
         Pi et al., CIKM 2020, eq. 1 and section 3.1: https://arxiv.org/abs/2006.05639
     """
 
-    def build(self, history_shape, *_):
+    def build(self, history_shape):
         dim = history_shape[-1]
         self.behavior_kernel, self.target_kernel = (
             self.add_weight(name=f"{name}_kernel", shape=(dim, dim))
@@ -141,7 +144,7 @@ class InnerProductSearch(keras.layers.Layer):
         )
 
     def call(self, history, target, history_mask):
-        # W_b goes to the other side of the product: the history is long.
+        # The history is long, so the target is multiplied by W_b in its place.
         kernel = ops.matmul(self.target_kernel, ops.transpose(self.behavior_kernel))
         query = ops.matmul(target, kernel)
         scores = ops.matmul(query, ops.transpose(history, (0, 2, 1)))
@@ -155,15 +158,15 @@ class InnerProductSearch(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class BehaviorRows(keras.layers.Layer):
-    """What stands at some positions of the history's features.
+    """Gathers the features of behaviors at some positions of the history.
 
     Call arguments:
-        rows: dict of int (batch, length).
-        positions: int (batch, k) or (batch, candidates, k).
-        real: bool of that shape.
+        rows: dict of str to int tensor of shape (batch, length). Features of the history.
+        positions: int tensor of shape (batch, k) or (batch, candidates, k).
+        real: bool tensor of the shape of `positions`, True = real.
 
     Returns:
-        dict of int, each of the shape of `positions`; 0 where not real.
+        dict of str to int tensor of the shape of `positions`. 0 where not real.
     """
 
     def call(self, rows, positions, real):
@@ -179,7 +182,15 @@ class BehaviorRows(keras.layers.Layer):
 
 
 def newest_positions(history_mask, count):
-    """See `Newest`."""
+    """Positions of the newest behaviors.
+
+    Args:
+        history_mask: bool tensor of shape (batch, length), True = real, padded on the right.
+        count: int. Number k of behaviors.
+
+    Returns:
+        As in `Newest`.
+    """
     width = tf.minimum(tf.shape(history_mask)[1], count)
     used = tf.reduce_sum(tf.cast(history_mask, tf.float32), axis=1, keepdims=True)
     positions = used + tf.cast(tf.range(-width, 0), tf.float32)
@@ -187,16 +198,17 @@ def newest_positions(history_mask, count):
 
 
 def _count(chosen):
-    """How many, float32 (...), of bool (..., length)."""
+    """Number of chosen places of bool (..., length), float32 (...)."""
     return tf.tensordot(tf.cast(chosen, tf.float32), tf.ones(tf.shape(chosen)[-1:]), 1)
 
 
 def _running_count(chosen):
-    """How many up to each place, of bool (..., length).
+    """Number of chosen places up to each place of bool (..., length).
 
     Returns:
-        float32 (..., length); the same within blocks, (..., blocks, _BLOCK); and how many are
-        before each block, (..., blocks).
+        Three float32 tensors: the number up to each place (..., length), the number from the start
+        of the block up to each place (..., blocks, _BLOCK), and the number before each block
+        (..., blocks).
     """
     shape = tf.shape(chosen)
     length = shape[-1]
@@ -215,10 +227,11 @@ def _running_count(chosen):
 
 
 def _places(chosen, count):
-    """Places of the first `count` chosen, float32 (..., min(count, length)), of bool (..., length).
+    """The first `count` chosen places of bool (..., length), float32 (..., min(count, length)).
 
-    Place i is found in two steps: how many blocks end before it, and how many places of its block.
-    Where fewer are chosen, what is left is no place.
+    The place of the i-th is found in two steps: its block is the number of blocks that end before
+    it, and its place in the block is the number of places before it there. If fewer are chosen, the
+    remaining results are meaningless.
     """
     _, within, before = _running_count(chosen)
     number = tf.range(tf.minimum(count, tf.shape(chosen)[-1]))

@@ -1,4 +1,4 @@
-"""Short-term interests from sessions (HierDiffuse, 3.1, eq. 3) and semantic categories (3.3)."""
+"""Short-term interests from sessions (HierDiffuse, section 3.1, eq. 3) by popularity tier (3.3)."""
 
 import keras
 import numpy as np
@@ -16,29 +16,33 @@ _SESSION_BEGINS = FIRST_INDEX + 1
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class ShortTermEncoder(keras.layers.Layer):
-    """y_1 .. y_G: what the newest sessions say of each tier of item popularity.
+    """Short-term interests y_1 .. y_G of the newest sessions, one per tier of item popularity.
 
-    f_S encodes the behaviors within their sessions; a session's interest in a tier is the mean of
-    its behaviors of that tier, and y_g the mean over the sessions that have one (eq. 3). With one
-    tier, y_1 is h^S.
+    f_S encodes the behaviors within their sessions. The interest of a session in a tier is the mean
+    of its behaviors of that tier, and y_g is the mean over the sessions that have such behaviors
+    (eq. 3). With one tier, y_1 is h^S.
 
     Args:
-        length: Number of newest behaviors.
-        max_sessions: K: older sessions are left out.
-        tiers: Item rows at which the second, third, .. tier starts (`schema.Table`); the last holds
-            niche items. () is one tier.
-        num_heads, num_blocks: Of `BehaviorEncoder`.
+        length: int. Number of newest behaviors. Defaults to `50`.
+        max_sessions: int. Number K of newest sessions. Older ones are left out. Defaults to `10`.
+        tiers: tuple of int. Rows of the item table at which the second, third, .. tier starts
+            (`schema.Table`). The last tier holds niche items. Defaults to `()`: one tier.
+        num_heads: int. Number of attention heads, a divisor of d. Defaults to `2`.
+        num_blocks: int. Number of Transformer blocks. Defaults to `1`.
 
     Call arguments:
-        history: float (batch, length of the history, d), newest last, padded on the right.
-        history_mask: bool (batch, length of the history), True = real.
-        items: int (batch, length of the history), rows of the item table.
-        gaps: Optional int (batch, length of the history): rows of the table of gaps, whose one
-            boundary parts sessions. Without, sessions are equal cuts of the newest `length`.
+        history: float tensor of shape (batch, l, d), newest last, padded on the right.
+        history_mask: bool tensor of shape (batch, l), True = real.
+        items: int tensor of shape (batch, l). Rows of the item table.
+        gaps: int tensor of shape (batch, l), or `None`. The gap before each behavior, as rows of a
+            table with one boundary: a behavior after a longer gap begins a session. Defaults to
+            `None`: the newest `length` behaviors are cut into `max_sessions` sessions of equal
+            length.
 
     Returns:
-        Interests y (batch, tiers, d), zeros for a tier without behaviors; their counts
-        (batch, tiers) and their dispersions (batch, tiers), the variance of a tier's behaviors.
+        Interests y, float tensor of shape (batch, tiers, d), zeros for a tier without behaviors;
+        the number of behaviors of each tier, float tensor of shape (batch, tiers); and their
+        variance, averaged over d, float tensor of shape (batch, tiers).
     """
 
     def __init__(self, length=50, max_sessions=10, tiers=(), num_heads=2, num_blocks=1, **kwargs):
@@ -51,11 +55,11 @@ class ShortTermEncoder(keras.layers.Layer):
         self.num_heads = num_heads
         self.num_blocks = num_blocks
 
-    def build(self, history_shape, *_):
+    def build(self, history_shape):
         self.encoder.build(history_shape)
 
     def call(self, history, history_mask, items, gaps=None):
-        # In int64, because int32 is compared on the host, also where there is a GPU.
+        # In int64, because TensorFlow compares int32 on the CPU even if there is a GPU.
         items, real = newest(items, history_mask, self.length)
         items = ops.cast(items, "int64")
         if gaps is None:
@@ -93,40 +97,51 @@ class ShortTermEncoder(keras.layers.Layer):
             for shape in ((batch, groups, dim), (batch, groups), (batch, groups))
         )
 
-    def get_config(self):
-        config = {
-            "length": self.length,
-            "max_sessions": self.max_sessions,
-            "tiers": self.tiers,
-            "num_heads": self.num_heads,
-            "num_blocks": self.num_blocks,
-        }
-        return {**super().get_config(), **config}
-
 
 def gap_sessions(gaps):
-    """Number of each behavior's session, counted back from the newest, which is 0.
+    """Numbers the sessions by gaps, back from the newest session, which is 0.
 
     Args:
-        gaps: int (batch, k), newest last: rows of a table of gaps with one boundary.
+        gaps: int tensor of shape (batch, k), newest last. The gap before each behavior, as rows of
+            a table with one boundary.
+
+    Returns:
+        int64 tensor of shape (batch, k). The number of each behavior's session.
     """
     begins = ops.cast(ops.greater_equal(gaps, _SESSION_BEGINS), "int64")
     return tf.cumsum(begins, axis=1, reverse=True, exclusive=True)
 
 
 def equal_sessions(real, size):
-    """As `gap_sessions`, cut every `size` behaviors back from the newest; real: bool (batch, k)."""
+    """Numbers sessions of equal length, back from the newest session, which is 0.
+
+    Args:
+        real: bool tensor of shape (batch, k), newest last. Only its shape is used.
+        size: int. Number of behaviors of a session.
+
+    Returns:
+        int64 tensor of shape (batch, k). The number of each behavior's session.
+    """
     place = tf.range(tf.shape(real)[1], 0, -1) - 1
     return ops.broadcast_to(ops.cast(place // size, "int64"), ops.shape(real))
 
 
 def popularity_tier(items, tiers):
-    """Tier of item rows, int (...): 0 is the most popular; what is out of vocabulary, the last."""
+    """Tiers of popularity.
+
+    Args:
+        items: int tensor of shape (...). Rows of the item table.
+        tiers: tuple of int. As in `ShortTermEncoder`.
+
+    Returns:
+        int64 tensor of shape (...). 0 is the most popular tier. Items out of vocabulary are in the
+        last one.
+    """
     tier = ops.sum(ops.cast(ops.greater_equal(items[..., None], tiers), "int64"), axis=-1)
     return ops.where(ops.equal(items, OUT_OF_VOCABULARY), len(tiers), tier)
 
 
 def _mean(values, present):
-    """Mean over axis 1 of the rows that are present, 0 if none is."""
+    """Mean over axis 1 of what is present, 0 if nothing is."""
     present = ops.cast(present, values.dtype)
     return ops.sum(values * present, axis=1) / ops.maximum(ops.sum(present, axis=1), 1.0)

@@ -1,30 +1,29 @@
-"""Multi-head target attention: the second stage of SIM, ETA, TWIN, and their short-term part."""
+"""Multi-head target attention: the second stage of SIM, ETA and TWIN, and TWIN's first (3.3)."""
 
 import keras
 from keras import ops
 
 from tfrec_diffusion.layers.arguments import check_positive_integers
-
-_LOWEST = -1e30
+from tfrec_diffusion.layers.normalization import masked_softmax
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class TargetQuery(keras.layers.Layer):
-    """Queries in the space of the behaviors: q_h = (e_a W_h^q) (W_h^k)^T / sqrt(d_k).
+    """Queries of a candidate e_a in the space of the behaviors: (e_a W_h^q) (W_h^k)^T / sqrt(d_k).
 
-    q_h . e_j is the scaled product of query and key of head h: no key is ever made, and whatever
-    takes the same queries ranks behaviors consistently.
+    The product of the query of head h with a behavior is the scaled product of query and key, so
+    no keys are made. Layers that take the same queries rank the behaviors consistently.
 
     Args:
-        num_heads: Heads, h.
-        behavior_dim: Width d of the behaviors; `None`: that of the target. A head is d / h wide,
-            rounded up.
+        num_heads: int. Number of attention heads. Defaults to `4`.
+        behavior_dim: int or `None`. Width d of the behaviors. The width d_k of a head is
+            d / num_heads, rounded up. Defaults to `None`: the width of the target.
 
     Call arguments:
-        target: (batch, candidates, dim), e_a.
+        target: float tensor of shape (batch, candidates, dim).
 
     Returns:
-        (batch, candidates, num_heads, d).
+        float tensor of shape (batch, candidates, num_heads, d).
     """
 
     def __init__(self, num_heads=4, behavior_dim=None, **kwargs):
@@ -43,7 +42,7 @@ class TargetQuery(keras.layers.Layer):
         self.key_kernel = self.add_weight(name="key_kernel", shape=(dim, width))
 
     def call(self, target):
-        # Both kernels first: then there is one product, however few the candidates.
+        # The kernels are multiplied first, so that only one product depends on the candidates.
         shape = (-1, self.num_heads, self.head_dim)
         kernels = [ops.reshape(kernel, shape) for kernel in (self.query_kernel, self.key_kernel)]
         kernel = ops.einsum("thk,dhk->thd", *kernels) / self.head_dim**0.5
@@ -55,23 +54,24 @@ class TargetQuery(keras.layers.Layer):
         shape = (*target.shape[:2], self.num_heads, self.behavior_dim or target.shape[-1])
         return keras.KerasTensor(shape, self.compute_dtype)
 
-    def get_config(self):
-        config = {"num_heads": self.num_heads, "behavior_dim": self.behavior_dim}
-        return {**super().get_config(), **config}
-
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class AttentionPooling(keras.layers.Layer):
-    """Softmax of the queries over behaviors; each head's weighted mean of them, side by side.
+    """Weighted means of the behaviors, one per attention head, side by side.
+
+    The weights of a head are the softmax of the products of its query and the behaviors.
 
     Call arguments:
-        queries: (batch, candidates, heads, d), as of `TargetQuery`.
-        behaviors: (batch, candidates, k, d), or (batch, k, d) if the candidates share them.
-        real: bool (batch, candidates, k) or (batch, k); others have no weight.
-        bias: Optional (batch, candidates, k, heads) or (batch, k, heads), added to the products.
+        queries: float tensor of shape (batch, candidates, heads, d), from `TargetQuery`.
+        behaviors: float tensor of shape (batch, candidates, k, d), or (batch, k, d) if the
+            candidates share them.
+        real: bool tensor of shape (batch, candidates, k), or (batch, k) if the candidates share
+            the behaviors. True = real; padding has no weight.
+        bias: float tensor of shape (batch, candidates, k, heads), or (batch, k, heads) if the
+            candidates share the behaviors. Added to the products. Defaults to `None`: no bias.
 
     Returns:
-        (batch, candidates, heads * d): zeros where no behavior is real.
+        float tensor of shape (batch, candidates, heads * d). Zeros where no behavior is real.
     """
 
     def call(self, queries, behaviors, real, bias=None):
@@ -85,14 +85,21 @@ class AttentionPooling(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class TargetAttention(keras.layers.Layer):
-    """Concat(head_1 .. head_h) W^o with head_i = softmax(q_i E^T) E W_i^v (Vaswani et al., 2017).
+    """Multi-head attention: Concat(head_1 .. head_h) W^o with head_i = softmax(q_i E^T) E W_i^v.
 
-    Call arguments: as `AttentionPooling`, and
-        values: Optional, of the shape of `behaviors` but for the width: what is averaged in their
-            place.
+    Call arguments:
+        queries: As in `AttentionPooling`.
+        behaviors: As in `AttentionPooling`.
+        real: As in `AttentionPooling`.
+        bias: As in `AttentionPooling`.
+        values: float tensor of the shape of `behaviors`, except for its width. What is averaged in
+            place of the behaviors. Defaults to `None`: the behaviors.
 
     Returns:
-        (batch, candidates, d): zeros where no behavior is real.
+        float tensor of shape (batch, candidates, d). Zeros where no behavior is real.
+
+    Reference:
+        Vaswani et al., 2017, section 3.2: https://arxiv.org/abs/1706.03762
     """
 
     def build(self, queries_shape, behaviors_shape, real_shape, bias_shape=None, values_shape=None):
@@ -109,7 +116,7 @@ class TargetAttention(keras.layers.Layer):
     def call(self, queries, behaviors, real, bias=None, values=None):
         pooled = _attend(queries, behaviors, real, bias, values)
         heads, dim = pooled.shape[2:]
-        # The values of a mean are the mean of the values, and both kernels are one product.
+        # The projections are linear: applied to the means, in one product of both kernels.
         kernel = ops.einsum(
             "dhk,hke->hde",
             ops.reshape(self.value_kernel, (dim, heads, self.head_dim)),
@@ -124,21 +131,19 @@ class TargetAttention(keras.layers.Layer):
 
 
 def _attend(queries, behaviors, real, bias, values=None):
-    """(batch, candidates, heads, width of the values)."""
+    """Weighted means of the values, (batch, candidates, heads, width of the values)."""
     values = behaviors if values is None else values
     batch, candidates, heads, dim = ops.shape(queries)
     length = ops.shape(behaviors)[-2]
     if len(behaviors.shape) == 3:
-        # Behaviors that all candidates share take all queries as the rows of one product.
+        # If the candidates share the behaviors, all queries are the rows of one product.
         queries = ops.reshape(queries, (batch, candidates * heads, dim))
         real, bias = real[:, None], None if bias is None else bias[:, None]
     logits = ops.cast(ops.matmul(queries, ops.swapaxes(behaviors, -1, -2)), "float32")
     logits = ops.reshape(logits, (batch, candidates, heads, length))
     if bias is not None:
         logits += ops.cast(ops.swapaxes(bias, -1, -2), "float32")
-    real = real[:, :, None]
-    weights = ops.softmax(ops.where(real, logits, _LOWEST), axis=-1)
-    weights = ops.cast(ops.where(real, weights, 0.0), values.dtype)
+    weights = ops.cast(masked_softmax(logits, real[:, :, None]), values.dtype)
     if len(behaviors.shape) == 3:
         weights = ops.reshape(weights, (batch, candidates * heads, length))
     pooled = ops.matmul(weights, values)
@@ -147,15 +152,17 @@ def _attend(queries, behaviors, real, bias, values=None):
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class QueryScores(keras.layers.Layer):
-    """TWIN's first stage: what the second one's heads give each behavior, on average.
+    """First stage of TWIN: the logits of the second stage's attention, averaged over its heads.
 
     Call arguments:
-        queries: (batch, candidates, heads, d), of the second stage's `TargetQuery`.
-        history: (batch, length, d).
-        bias: Optional (batch, length, heads).
+        queries: float tensor of shape (batch, candidates, heads, d), from the `TargetQuery` of the
+            second stage.
+        history: float tensor of shape (batch, length, d).
+        bias: float tensor of shape (batch, length, heads). Added to the products. Defaults to
+            `None`: no bias.
 
     Returns:
-        Scores for `TopScores`, float32 (batch, candidates, length). No gradient.
+        Scores for `TopScores`, float32 tensor of shape (batch, candidates, length). No gradient.
 
     Reference:
         Chang et al., KDD 2023, section 3.3: https://arxiv.org/abs/2302.02352

@@ -1,4 +1,4 @@
-"""A conditional VAE in place of DiffuMIN's diffusion module (the paper's table 4)."""
+"""Conditional VAE in place of the diffusion module (DiffuMIN, table 4)."""
 
 import keras
 from keras import ops
@@ -11,26 +11,29 @@ from tfrec_diffusion.layers.noise import normal
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class VariationalGenerator(keras.layers.Layer):
-    """Augmented interests r*_i = decoder(z, o_i), z ~ N(mu, sigma^2) of r_i, the others and o_i.
+    """Generates augmented interests r*_i = decoder(z, o_i) with z ~ N(mu, sigma^2).
 
-    Encoder and decoder have one hidden ReLU layer of width 2 d. At inference z = mu: equal requests
-    have equal scores. In training the layer adds its loss, in float32: the squared error of r*_i
-    plus KL(N(mu, sigma^2) || N(0, 1)), each averaged over its components, then over real
-    candidates and channels. The error sends no gradient to the r_i it is measured against, which
-    could otherwise shrink to please it.
+    An encoder computes mu and sigma from the interest r_i, the mean of the other interests and the
+    channel o_i. Encoder and decoder have one hidden ReLU layer of width 2 d. At inference z = mu,
+    so that equal requests get equal scores.
+
+    In training, the layer adds its loss, which is computed in float32: the squared error of r*_i
+    plus KL(N(mu, sigma^2) || N(0, 1)). Both are averaged over their components, and then over real
+    candidates and channels. The error has no gradient with respect to the r_i that r*_i is compared
+    with, because they could shrink to reduce it.
 
     Args:
-        latent_dim: Width of z; `None`: d.
-        weight: Of the loss.
+        latent_dim: int or `None`. Width of z. Defaults to `None`: d.
+        weight: float. Weight of the loss. Defaults to `0.01`.
 
     Call arguments:
-        interests: (batch, candidates, channels, d), r.
-        channels: As `interests`, o.
-        candidate_mask: bool (batch, candidates), True = real.
-        training: bool.
+        interests: float tensor of shape (batch, candidates, channels, d). The interests r.
+        channels: float tensor of the shape of `interests`. The channels o.
+        candidate_mask: bool tensor of shape (batch, candidates), True = real.
+        training: bool. Whether to sample z and add the loss. Defaults to `None`, which is `False`.
 
     Returns:
-        (batch, candidates, channels, d), r*.
+        float tensor of the shape of `interests`. The augmented interests r*.
 
     Reference:
         https://arxiv.org/abs/1312.6114
@@ -93,7 +96,3 @@ class VariationalGenerator(keras.layers.Layer):
 
     def compute_output_spec(self, interests, *_, training=None):
         return keras.KerasTensor(interests.shape, self.compute_dtype)
-
-    def get_config(self):
-        config = {"latent_dim": self.latent_dim, "weight": self.weight}
-        return {**super().get_config(), **config}

@@ -1,6 +1,8 @@
-"""The registered models: a name, as `--model` takes it, to its class."""
+"""The models, by class and by the name that `--model` takes."""
 
+from tfrec_diffusion import names
 from tfrec_diffusion.models.avg_pooling import AvgPooling
+from tfrec_diffusion.models.base import RankingModel
 from tfrec_diffusion.models.can import CAN
 from tfrec_diffusion.models.dien import DIEN
 from tfrec_diffusion.models.diffumin import DiffuMIN
@@ -14,29 +16,38 @@ from tfrec_diffusion.models.sim import SIMHard, SIMSoft
 from tfrec_diffusion.models.twin import TWIN
 from tfrec_diffusion.models.twin_v2 import TWINV2
 
-MODELS = {
-    "avg_pooling": AvgPooling,
-    "can": CAN,
-    "dien": DIEN,
-    "diffumin": DiffuMIN,
-    "diffurec": DiffuRec,
-    "din": DIN,
-    "dreamrec": DreamRec,
-    "eta": ETA,
-    "hierdiffuse": HierDiffuse,
-    "sdim": SDIM,
-    "sim_hard": SIMHard,
-    "sim_soft": SIMSoft,
-    "twin": TWIN,
-    "twin_v2": TWINV2,
-}
+__all__ = [
+    "CAN",
+    "DIEN",
+    "DIN",
+    "ETA",
+    "MODELS",
+    "SDIM",
+    "TWIN",
+    "TWINV2",
+    "AvgPooling",
+    "DiffuMIN",
+    "DiffuRec",
+    "DreamRec",
+    "HierDiffuse",
+    "RankingModel",
+    "SIMHard",
+    "SIMSoft",
+    "create",
+    "get",
+]
+
+MODELS = {name: globals()[class_name] for name, class_name in names.MODELS.items()}
 
 
 def get(name):
-    """The class of a registered model.
+    """Returns the class of a model.
+
+    Args:
+        name: str. A key of `MODELS`.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If there is no model of that name.
     """
     if name not in MODELS:
         raise ValueError(f"`model` must be one of {sorted(MODELS)}. Received: {name!r}")
@@ -44,11 +55,14 @@ def get(name):
 
 
 def create(name, schema, **kwargs):
-    """A new model.
+    """Returns a new model.
 
     Args:
-        name: A key of `MODELS`.
-        schema: `Schema` of the requests.
-        **kwargs: Of the model's constructor.
+        name: str. A key of `MODELS`.
+        schema: `Schema`. The features of a request.
+        **kwargs: Other arguments of the model's constructor.
+
+    Raises:
+        ValueError: If there is no model of that name.
     """
     return get(name)(schema=schema, **kwargs)

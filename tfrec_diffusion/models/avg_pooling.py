@@ -1,4 +1,4 @@
-"""Avg-Pooling DNN: the mean of the history beside the candidate, as both papers' baseline."""
+"""Avg-Pooling DNN: the mean of the history beside the candidate, the baseline of both papers."""
 
 import keras
 from keras import ops
@@ -11,11 +11,11 @@ class MaskedMean(keras.layers.Layer):
     """Mean of the real behaviors.
 
     Call arguments:
-        history: (batch, length, d).
-        history_mask: bool (batch, length), True = real.
+        history: float tensor of shape (batch, length, d).
+        history_mask: bool tensor of shape (batch, length). True for a real behavior.
 
     Returns:
-        (batch, d): zeros where no behavior is real.
+        float tensor of shape (batch, d). Zeros where no behavior is real.
     """
 
     def call(self, history, history_mask):
@@ -32,10 +32,10 @@ class AvgPooling(RankingModel):
     """MLP([user and context, candidate, mean of the history]).
 
     Args:
-        schema: `Schema`.
-        **kwargs: See `RankingModel`.
+        schema: `Schema`. The features of a request.
+        **kwargs: Arguments of `RankingModel`.
 
-    Call arguments and Returns: see `RankingModel`.
+    Call arguments and Returns: As in `RankingModel`.
 
     Example:
 
@@ -43,8 +43,10 @@ class AvgPooling(RankingModel):
     """
 
     def __init__(self, schema, **kwargs):
+        # === Layers ===
         pooling = MaskedMean(dtype=kwargs.get("dtype"), name="avg_pooling.history_mean")
 
+        # === Functional model ===
         def tower_inputs(request):
             return request.tower_inputs(pooling(request.history, request.history_mask))
 

@@ -2,34 +2,38 @@
 
 import keras
 
-from tfrec_diffusion.layers.arguments import check_positive_integers
 from tfrec_diffusion.layers.attention import LocalActivationUnit
 from tfrec_diffusion.layers.co_action import CoAction
 from tfrec_diffusion.layers.mlp import check_units
-from tfrec_diffusion.layers.search import Newest
-from tfrec_diffusion.models.base import RankingModel, as_schema
+from tfrec_diffusion.models.base import RankingModel
+from tfrec_diffusion.models.parts import NewestBehaviors
+from tfrec_diffusion.models.request import as_schema
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class CAN(RankingModel):
     """MLP([user and context, candidate, activated history, co-actions]); figure 2 of the paper.
 
-    Each feature that behaviors share with the candidate has a co-action unit, beside DIN's
-    attention.
+    Beside DIN's attention, there is a co-action unit for each feature that the behaviors share
+    with the candidate.
 
     Args:
-        schema: `Schema`.
-        co_action_units: Widths of the candidate's small MLP.
-        co_action_dim: Width of the vectors that it is applied to.
-        orders: Highest power of these vectors.
-        co_action_stddev: Standard deviation of the initial co-action tables.
-        attention_units: Widths of the local activation unit before its linear output.
-        max_length: Newest behaviors that the model sees; `None`: all. DiffuMIN's CAN(S) and CAN(L)
-            are a short one and all.
-        activation: "dice", "prelu" or "relu", of the attention and the tower.
-        **kwargs: See `RankingModel`.
+        schema: `Schema`. The features of a request.
+        co_action_units: Sequence of int. Widths of the small MLP, whose weights are looked up for
+            the candidate. Defaults to `(8, 4)`.
+        co_action_dim: int. Width of the vectors that this MLP is applied to. Defaults to `8`.
+        orders: int. Highest power of these vectors. Defaults to `3`.
+        co_action_stddev: float. Standard deviation of the initial co-action tables. Defaults to
+            `0.2`.
+        attention_units: Sequence of int. Widths of the local activation unit's layers before its
+            linear output. Defaults to `(80, 40)`.
+        max_length: int or `None`. Number of newest behaviors that the model sees. If `None`, all
+            of them. DiffuMIN's baselines CAN(S) and CAN(L) see few and all. Defaults to `None`.
+        activation: str. Activation of the attention and the tower: `"dice"`, `"prelu"` or
+            `"relu"`. Defaults to `"dice"`.
+        **kwargs: Arguments of `RankingModel`.
 
-    Call arguments and Returns: see `RankingModel`.
+    Call arguments and Returns: As in `RankingModel`.
 
     Example:
 
@@ -71,23 +75,16 @@ class CAN(RankingModel):
             for feature in schema.group("history")
             if feature.name in pairs
         }
-        if max_length is not None:
-            check_positive_integers(max_length=max_length)
-        newest = max_length and Newest(max_length, name="can.newest")
+        newest = NewestBehaviors(max_length, "can")
 
         # === Functional model ===
         def tower_inputs(request):
-            if newest is not None:
-                request = request.at(*newest(request.history_mask))
-            interest = attention(
-                request.history, request.target, request.history_mask, request.candidate_mask
-            )
+            seen = newest(request)
+            interest = attention(seen.history, seen.target, seen.history_mask, seen.candidate_mask)
             return request.tower_inputs(
                 interest,
                 *(
-                    co_action(
-                        request.features[name], request.features[pairs[name]], request.history_mask
-                    )
+                    co_action(seen.features[name], seen.features[pairs[name]], seen.history_mask)
                     for name, co_action in co_actions.items()
                 ),
             )

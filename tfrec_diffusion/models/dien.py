@@ -2,30 +2,31 @@
 
 import keras
 
-from tfrec_diffusion.layers.arguments import check_positive_integers
 from tfrec_diffusion.layers.recurrent import (
     InterestEvolution,
     InterestExtractor,
     NextBehaviorLoss,
 )
-from tfrec_diffusion.layers.search import Newest
 from tfrec_diffusion.models.base import RankingModel
+from tfrec_diffusion.models.parts import NewestBehaviors
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class DIEN(RankingModel):
     """MLP([user and context, candidate, evolved interest]); figure 1 of the paper.
 
-    A GRU extracts interests from the behaviors, supervised by the behavior that follows each; one
-    whose update gate the candidate's attention scales follows how they evolve.
+    A GRU extracts interests from the behaviors. In training, an auxiliary loss compares its state
+    after each behavior with the behavior that follows. A second GRU, whose update gate is scaled
+    by the candidate's attention, follows how the interests evolve.
 
     Args:
-        schema: `Schema`.
-        max_length: Newest behaviors that the model sees: both GRUs go through them one by one.
-        next_behavior_weight: Of the extractor's loss, alpha.
-        **kwargs: See `RankingModel`.
+        schema: `Schema`. The features of a request.
+        max_length: int. Number of newest behaviors that the model sees; both GRUs go through them
+            one by one. Defaults to `100`.
+        next_behavior_weight: float. Weight alpha of the auxiliary loss. Defaults to `1.0`.
+        **kwargs: Arguments of `RankingModel`.
 
-    Call arguments and Returns: see `RankingModel`.
+    Call arguments and Returns: As in `RankingModel`.
 
     Example:
 
@@ -37,9 +38,8 @@ class DIEN(RankingModel):
 
     def __init__(self, schema, max_length=100, next_behavior_weight=1.0, **kwargs):
         # === Layers ===
-        check_positive_integers(max_length=max_length)
         dtype = kwargs.get("dtype")
-        newest = Newest(max_length, name="dien.newest")
+        newest = NewestBehaviors(max_length, "dien")
         extract = InterestExtractor(dtype=dtype, name="dien.extractor")
         next_behavior_loss = NextBehaviorLoss(
             next_behavior_weight, dtype=dtype, name="dien.next_behavior_loss"
@@ -48,10 +48,10 @@ class DIEN(RankingModel):
 
         # === Functional model ===
         def tower_inputs(request):
-            request = request.at(*newest(request.history_mask))
-            behaviors, real = request.history, request.history_mask
+            seen = newest(request)
+            behaviors, real = seen.history, seen.history_mask
             interests = next_behavior_loss(
-                extract(behaviors, real), behaviors, real, request.features[request.history_key]
+                extract(behaviors, real), behaviors, real, seen.features[seen.history_key]
             )
             return request.tower_inputs(evolve(interests, request.target, real))
 

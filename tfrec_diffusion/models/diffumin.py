@@ -2,7 +2,7 @@
 
 import keras
 
-from tfrec_diffusion.diffusion.generator import DiffusionGenerator
+from tfrec_diffusion.diffusion.interest_generator import DiffusionGenerator
 from tfrec_diffusion.layers.aggregation import (
     MeanAggregation,
     SelfAttentionAggregation,
@@ -31,35 +31,61 @@ _AGGREGATIONS = {
 class DiffuMIN(RankingModel):
     """MLP([r, r*, e_other, e*_s]), eq. 22; figure 1 of the paper.
 
-    Channels come from the orthogonal decomposition of the target (eq. 2-4); each aggregates the
-    behaviors routed to it and kept by its filter into r (eq. 5-8); a guided diffusion model
-    generates r* from r (eq. 9-19); a contrastive loss aligns both (eq. 20). A Transformer over the
-    newest behaviors gives e*_s (eq. 21). e_other is all that the history is not compared with.
+    Interest channels come from the orthogonal decomposition of the target (eq. 2-4). Each channel
+    aggregates those behaviors that are routed to it and pass its filter; the results are r
+    (eq. 5-8). A guided diffusion model generates r* from r (eq. 9-19), and a contrastive loss
+    aligns both (eq. 20). A Transformer over the newest behaviors gives e*_s (eq. 21). e_other holds
+    all features that the history is not compared with.
 
     Args:
-        schema: `Schema`.
-        channels: Number of interest channels, c.
-        decompose_target: False: one channel, the target itself (variant A).
-        routing: "top_1" (eq. 6), "top_2" or "soft".
-        top_p: Share of the behaviors that a channel's filter keeps (eq. 7).
-        top_k: If given, so many instead.
-        aggregation: "mean" (eq. 8), "similarity", "target_attention" or "self_attention".
-        generator: "diffusion", "vae" (table 4) or `None` (variant D).
-        diffusion_weight: lambda_1; also the weight of the VAE's loss.
-        sampling_steps, spacing, start_step, start, sampler, sigma, normalize_interests,
-            context_guidance, channel_guidance: See `DiffusionGenerator`; its defaults are these.
-        contrastive_weight: lambda_2; 0: no calibrator (variant C).
-        temperature: tau of the calibrator.
-        user_feature: Name of the user feature that tells users apart: a user's own requests are no
-            negatives then.
-        aggregated_in_tower: False: the tower does not see r (variant B).
-        short_term_length: Newest behaviors that the Transformer sees, k; `None`: the tower sees the
-            target as it is instead (variant E).
-        num_heads: Of all attention; divides the width of a behavior.
-        tower_units: Widths of the tower.
-        **kwargs: See `RankingModel`.
+        schema: `Schema`. The features of a request.
+        channels: int. Number of interest channels c, at most the width d of a behavior. Defaults to
+            `4`.
+        decompose_target: bool. Whether the channels are a decomposition of the target. If `False`,
+            the target itself is the one channel (variant A). Defaults to `True`.
+        routing: str. Which channels a behavior goes to: `"top_1"` (eq. 6), `"top_2"` or `"soft"`.
+            Defaults to `"top_1"`.
+        top_p: float. Share of the behaviors that a channel's filter keeps (eq. 7), in (0, 1].
+            Defaults to `0.2`.
+        top_k: int or `None`. Number of behaviors that the filter keeps instead. If `None`, `top_p`
+            decides. Defaults to `None`.
+        aggregation: str. How a channel aggregates its behaviors: `"mean"` (eq. 8), `"similarity"`,
+            `"target_attention"` or `"self_attention"`. Defaults to `"mean"`.
+        generator: str or `None`. What generates r*: `"diffusion"`, `"vae"` (table 4) or nothing
+            (`None`, variant D). Defaults to `"diffusion"`.
+        diffusion_weight: float. Weight lambda_1 of the generator's loss, also of the VAE's.
+            Defaults to `0.01`.
+        sampling_steps: int. Number of sampling steps T' of eq. 19. Defaults to `20`.
+        spacing: str. Spacing of the sampling steps, as in `DiffusionGenerator`: `"consecutive"` or
+            `"strided"`. Defaults to `"consecutive"`.
+        start_step: int or `None`. First of the `"strided"` steps, in [T', T]. Defaults to `None`.
+        start: str. Where sampling starts, as in `DiffusionGenerator`: `"matched"`, `"uniform"` or
+            `"gaussian"` (variant Z). Defaults to `"matched"`.
+        sampler: str. `"ddpm"` (eq. 19) or `"ddim"`. Defaults to `"ddpm"`.
+        sigma: str. Noise of the `"ddpm"` steps: `"beta"` or `"posterior"`. Defaults to `"beta"`.
+        normalize_interests: bool. Whether r is scaled to length 1 for the diffusion. Defaults to
+            `True`.
+        context_guidance: bool. Whether an interest is denoised under the guidance of the other
+            interests (not in variants W and Y). Defaults to `True`.
+        channel_guidance: bool. Whether an interest is denoised under the guidance of its channel
+            (not in variants X and Y). Defaults to `True`.
+        contrastive_weight: float. Weight lambda_2 of the contrastive loss. With 0 there is no
+            calibrator (variant C). Defaults to `0.001`.
+        temperature: float. Temperature tau of the calibrator. Defaults to `0.05`.
+        user_feature: str or `None`. Name of the user feature that tells users apart, so that
+            requests of one user are no negatives of each other. If `None`, all requests of a batch
+            are. Defaults to `None`.
+        aggregated_in_tower: bool. Whether the tower sees r. If `False`, variant B. Defaults to
+            `True`.
+        short_term_length: int or `None`. Number of newest behaviors k that the Transformer sees. If
+            `None`, there is no Transformer, and the tower sees the target itself (variant E).
+            Defaults to `100`.
+        num_heads: int. Number of heads of every attention; a divisor of the width of a behavior.
+            Defaults to `2`.
+        tower_units: Sequence of int. Widths of the tower's layers. Defaults to `(1024, 512, 256)`.
+        **kwargs: Arguments of `RankingModel`.
 
-    Call arguments and Returns: see `RankingModel`.
+    Call arguments and Returns: As in `RankingModel`.
 
     Example:
 

@@ -3,30 +3,31 @@
 import keras
 
 from tfrec_diffusion.diffusion.item_generators import TargetReconstructor
-from tfrec_diffusion.layers.arguments import check_positive_integers
-from tfrec_diffusion.layers.normalization import unit_scale
-from tfrec_diffusion.layers.search import Newest
 from tfrec_diffusion.models.base import RankingModel
+from tfrec_diffusion.models.parts import NewestBehaviors, with_generated_item
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class DiffuRec(RankingModel):
     """MLP([user and context, candidate, generated item, generated item * candidate]).
 
-    The paper reconstructs the next item from noise, as a distribution that a Transformer over the
-    history carries, and recommends the items of the highest products with it; here the candidate
-    is scored against it by the shared tower.
+    In the paper, a Transformer over the history reconstructs the next item from noise, and the
+    items whose inner product with the result is highest are recommended. Here the tower that all
+    models share scores the candidate against the generated item.
 
     Args:
-        schema: `Schema`.
-        max_length: Newest behaviors that the model sees.
-        sampling_steps: Evaluations of the denoiser.
-        uncertainty: delta: how much of the noised item each behavior gets.
-        generation_weight: Of the generator's loss.
-        num_heads, num_blocks: Of the Transformer.
-        **kwargs: See `RankingModel`.
+        schema: `Schema`. The features of a request.
+        max_length: int. Number of newest behaviors that the model sees, at least 2. Defaults to
+            `50`.
+        sampling_steps: int. Number of evaluations of the denoiser. Defaults to `8`.
+        uncertainty: float. How much of the noised item is added to each behavior, delta. Defaults
+            to `0.001`.
+        generation_weight: float. Weight of the generator's loss. Defaults to `0.1`.
+        num_heads: int. Number of heads of the Transformer. Defaults to `2`.
+        num_blocks: int. Number of blocks of the Transformer. Defaults to `1`.
+        **kwargs: Arguments of `RankingModel`.
 
-    Call arguments and Returns: see `RankingModel`.
+    Call arguments and Returns: As in `RankingModel`.
 
     Example:
 
@@ -50,9 +51,8 @@ class DiffuRec(RankingModel):
         **kwargs,
     ):
         # === Layers ===
-        check_positive_integers(max_length=max_length)
         # Diffusion stays in float32 under mixed precision.
-        newest = Newest(max_length, name="diffurec.newest")
+        newest = NewestBehaviors(max_length, "diffurec")
         generate = TargetReconstructor(
             sampling_steps,
             uncertainty,
@@ -66,10 +66,9 @@ class DiffuRec(RankingModel):
 
         # === Functional model ===
         def tower_inputs(request):
-            recent = request.at(*newest(request.history_mask))
-            items = recent.features[recent.history_key]
-            item = generate(recent.history, recent.history_mask, items)
-            return request.tower_inputs(item, item[:, None] * unit_scale(request.target))
+            seen = newest(request)
+            item = generate(seen.history, seen.history_mask, seen.features[seen.history_key])
+            return with_generated_item(request, item)
 
         super().__init__(schema, tower_inputs, **kwargs)
 

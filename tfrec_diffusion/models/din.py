@@ -2,10 +2,9 @@
 
 import keras
 
-from tfrec_diffusion.layers.arguments import check_positive_integers
 from tfrec_diffusion.layers.attention import LocalActivationUnit
-from tfrec_diffusion.layers.search import Newest
 from tfrec_diffusion.models.base import RankingModel
+from tfrec_diffusion.models.parts import NewestBehaviors
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
@@ -13,14 +12,16 @@ class DIN(RankingModel):
     """MLP([user and context, candidate, activated history]); figure 2, right, of the paper.
 
     Args:
-        schema: `Schema`.
-        attention_units: Widths of the local activation unit before its linear output.
-        max_length: Newest behaviors that the model sees; `None`: all. DiffuMIN's DIN(S) and DIN(L)
-            are a short one and all.
-        activation: "dice", "prelu" or "relu", also in the tower.
-        **kwargs: See `RankingModel`.
+        schema: `Schema`. The features of a request.
+        attention_units: Sequence of int. Widths of the local activation unit's layers before its
+            linear output. Defaults to `(80, 40)`.
+        max_length: int or `None`. Number of newest behaviors that the model sees. If `None`, all
+            of them. DiffuMIN's baselines DIN(S) and DIN(L) see few and all. Defaults to `None`.
+        activation: str. Activation of the attention and the tower: `"dice"`, `"prelu"` or
+            `"relu"`. Defaults to `"dice"`.
+        **kwargs: Arguments of `RankingModel`.
 
-    Call arguments and Returns: see `RankingModel`.
+    Call arguments and Returns: As in `RankingModel`.
 
     Example:
 
@@ -34,22 +35,17 @@ class DIN(RankingModel):
         self, schema, attention_units=(80, 40), max_length=None, activation="dice", **kwargs
     ):
         # === Layers ===
-        dtype = kwargs.get("dtype")
         attention = LocalActivationUnit(
-            attention_units, activation, dtype=dtype, name="din.attention"
+            attention_units, activation, dtype=kwargs.get("dtype"), name="din.attention"
         )
-        if max_length is not None:
-            check_positive_integers(max_length=max_length)
-        newest = max_length and Newest(max_length, name="din.newest")
+        newest = NewestBehaviors(max_length, "din")
 
         # === Functional model ===
         def tower_inputs(request):
-            if newest is not None:
-                request = request.at(*newest(request.history_mask))
-            interest = attention(
-                request.history, request.target, request.history_mask, request.candidate_mask
+            seen = newest(request)
+            return request.tower_inputs(
+                attention(seen.history, seen.target, seen.history_mask, seen.candidate_mask)
             )
-            return request.tower_inputs(interest)
 
         super().__init__(schema, tower_inputs, activation=activation, **kwargs)
 

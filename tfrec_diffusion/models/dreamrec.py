@@ -3,30 +3,33 @@
 import keras
 
 from tfrec_diffusion.diffusion.item_generators import OracleGenerator
-from tfrec_diffusion.layers.arguments import check_positive_integers
-from tfrec_diffusion.layers.normalization import unit_scale
-from tfrec_diffusion.layers.search import Newest
 from tfrec_diffusion.models.base import RankingModel
+from tfrec_diffusion.models.parts import NewestBehaviors, with_generated_item
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class DreamRec(RankingModel):
     """MLP([user and context, candidate, generated item, generated item * candidate]).
 
-    The paper generates the item that a user has in mind from noise, guided by the history, and
-    recommends its nearest neighbors; here the candidate is scored against it by the shared tower.
+    In the paper, the item that a user has in mind is generated from noise under the guidance of
+    the history, and its nearest neighbors are recommended. Here the tower that all models share
+    scores the candidate against the generated item.
 
     Args:
-        schema: `Schema`.
-        max_length: Newest behaviors that the model sees.
-        sampling_steps: Evaluations of the denoiser.
-        guidance_weight: w: how much the history's guidance is exaggerated.
-        condition_dropout: Share of the rows whose history training leaves out.
-        generation_weight: Of the generator's loss.
-        num_heads, num_blocks: Of the Transformer.
-        **kwargs: See `RankingModel`.
+        schema: `Schema`. The features of a request.
+        max_length: int. Number of newest behaviors that the model sees, at least 2. Defaults to
+            `50`.
+        sampling_steps: int. Number of evaluations of the denoiser. Defaults to `20`.
+        guidance_weight: float. How much the guidance of the history is exaggerated, w. Defaults to
+            `2.0`.
+        condition_dropout: float. Share of the training rows that are denoised without the history's
+            guidance. Defaults to `0.1`.
+        generation_weight: float. Weight of the generator's loss. Defaults to `0.1`.
+        num_heads: int. Number of heads of the Transformer. Defaults to `2`.
+        num_blocks: int. Number of blocks of the Transformer. Defaults to `1`.
+        **kwargs: Arguments of `RankingModel`.
 
-    Call arguments and Returns: see `RankingModel`.
+    Call arguments and Returns: As in `RankingModel`.
 
     Example:
 
@@ -51,9 +54,8 @@ class DreamRec(RankingModel):
         **kwargs,
     ):
         # === Layers ===
-        check_positive_integers(max_length=max_length)
         # Diffusion stays in float32 under mixed precision.
-        newest = Newest(max_length, name="dreamrec.newest")
+        newest = NewestBehaviors(max_length, "dreamrec")
         generate = OracleGenerator(
             sampling_steps,
             guidance_weight,
@@ -68,9 +70,9 @@ class DreamRec(RankingModel):
 
         # === Functional model ===
         def tower_inputs(request):
-            recent = request.at(*newest(request.history_mask))
-            item = generate(recent.history, recent.history_mask)
-            return request.tower_inputs(item, item[:, None] * unit_scale(request.target))
+            seen = newest(request)
+            item = generate(seen.history, seen.history_mask)
+            return with_generated_item(request, item)
 
         super().__init__(schema, tower_inputs, **kwargs)
 

@@ -7,26 +7,26 @@ from tfrec_diffusion.layers.hashing import HammingSearch
 from tfrec_diffusion.layers.search import TopScores
 from tfrec_diffusion.layers.target_attention import TargetAttention, TargetQuery
 from tfrec_diffusion.models.base import RankingModel
-from tfrec_diffusion.models.short_term import ShortTerm
+from tfrec_diffusion.models.parts import ShortTerm
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class ETA(RankingModel):
     """MLP([user and context, candidate, long-term, short-term interest]); figure 2 of the paper.
 
-    The behaviors whose SimHash fingerprints are nearest to the candidate's are retrieved;
-    multi-head target attention makes the long-term interest of them, and the short-term one of
-    the newest.
+    The search retrieves those behaviors whose SimHash fingerprints are nearest to the candidate's.
+    Multi-head target attention over them gives the long-term interest, and over the newest
+    behaviors the short-term interest.
 
     Args:
-        schema: `Schema`.
-        retrieved_length: Behaviors that the search retrieves, k.
-        short_length: Newest behaviors of the short-term part.
-        num_bits: Bits of a fingerprint, m.
-        num_heads: Heads of both attentions.
-        **kwargs: See `RankingModel`.
+        schema: `Schema`. The features of a request.
+        retrieved_length: int. Number of behaviors that the search retrieves, k. Defaults to `100`.
+        short_length: int. Number of newest behaviors of the short-term part. Defaults to `50`.
+        num_bits: int. Number of bits of a fingerprint, m. Defaults to `32`.
+        num_heads: int. Number of heads of both attentions. Defaults to `4`.
+        **kwargs: Arguments of `RankingModel`.
 
-    Call arguments and Returns: see `RankingModel`.
+    Call arguments and Returns: As in `RankingModel`.
 
     Example:
 

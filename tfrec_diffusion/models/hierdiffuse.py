@@ -3,14 +3,15 @@
 import keras
 from keras import ops
 
-from tfrec_diffusion.diffusion.backbones import MLPDenoiser, TransformerDenoiser
+from tfrec_diffusion.diffusion.denoisers import MLPDenoiser, TransformerDenoiser
 from tfrec_diffusion.diffusion.fusion import DiffusionFusion
 from tfrec_diffusion.diffusion.guidance import ClassifierFreeGuidance, SemanticGuidance
 from tfrec_diffusion.layers.arguments import check_choice, choose
 from tfrec_diffusion.layers.attention import LocalActivationUnit
 from tfrec_diffusion.layers.encoder import LongTermEncoder
 from tfrec_diffusion.layers.sessions import ShortTermEncoder
-from tfrec_diffusion.models.base import RankingModel, as_schema
+from tfrec_diffusion.models.base import RankingModel
+from tfrec_diffusion.models.request import as_schema
 
 # What is denoised, and whether the other one guides it.
 _DIRECTIONS = {
@@ -27,37 +28,49 @@ class HierDiffuse(RankingModel):
     """MLP([user and context, candidate, h^fusion]); figure 1 of the paper.
 
     h^fusion is the long-term interest h^L, denoised under the guidance of the short-term interests
-    y_g. It sees the user only: a request costs one fusion for any number of candidates.
+    y_g. It depends on the user alone, so a request takes one fusion for any number of candidates.
 
     Args:
-        schema: `Schema`. Its item table's `tiers` are the semantic categories of the guidance: the
-            popular items that trends drive, and the niche ones. With none, there is one category.
-        long_length: Newest behaviors of the long-term encoder.
-        short_length: Newest behaviors of the short-term encoder.
-        max_sessions: Sessions of the short-term encoder, K.
-        gap_feature: Name of the behavior feature whose one boundary parts sessions; `None`: the
-            schema's first of one boundary, or equal cuts if it has none.
-        num_heads, num_blocks: Of both encoders.
-        fusion: "diffusion" or "concatenation" of h^L and h^S.
-        direction: "long_to_short": h^L is denoised under the guidance of the short-term interests;
-            "short_to_long": h^S under that of h^L; "long", "short": unguided (table 2e).
-        guidance: "sgd" (eq. 6) or "cfg" (eq. 5), which has one condition, h^S.
-        guidance_weight: omega of "cfg".
-        backbone: "mlp" or "transformer" (table 2b).
-        sampler: "tcc", "ddim" or "ddpm" (table 2d).
-        sampling_steps: Evaluations of the denoiser.
-        start_step: t of 1000 at which sampling starts from h^L; `None`: 1000, as printed, where
-            nothing of h^L is left.
-        reconstruction, trajectory, trajectory_state, condition_dropout: See `DiffusionFusion`.
-        diffusion_weight: Of the loss of eq. 8.
-        curriculum_steps: Steps of the whole training, over which the curriculum runs; the train
-            command sets it.
-        target_attention: Whether the tower also sees DIN's attention of the candidate to the
-            history.
-        activation: "dice", "prelu" or "relu", also in the tower.
-        **kwargs: See `RankingModel`.
+        schema: `Schema`. The features of a request. The `tiers` of its item table are the semantic
+            categories of the guidance: the popular items that trends drive, and the niche items. If
+            it has none, there is one category.
+        long_length: int. Number of newest behaviors of the long-term encoder. Defaults to `200`.
+        short_length: int. Number of newest behaviors of the short-term encoder. Defaults to `50`.
+        max_sessions: int. Number of newest sessions K of the short-term encoder. Defaults to `10`.
+        gap_feature: str or `None`. Name of the behavior feature whose one boundary separates
+            sessions. If `None`, the schema's first behavior feature with one boundary; if it has
+            none, sessions are equal cuts of the history. Defaults to `None`.
+        num_heads: int. Number of heads of both encoders. Defaults to `2`.
+        num_blocks: int. Number of Transformer blocks of both encoders. Defaults to `1`.
+        fusion: str. `"diffusion"`, or `"concatenation"` of h^L and h^S. Defaults to `"diffusion"`.
+        direction: str. What is denoised (table 2e): `"long_to_short"`, h^L under the guidance of
+            the short-term interests; `"short_to_long"`, h^S under the guidance of h^L; `"long"` or
+            `"short"`, either of them unguided. Defaults to `"long_to_short"`.
+        guidance: str. `"sgd"`, semantic guidance disentanglement (eq. 6), or `"cfg"`,
+            classifier-free guidance (eq. 5), whose one condition is h^S. Defaults to `"sgd"`.
+        guidance_weight: float. Weight omega of `"cfg"`. Defaults to `1.0`.
+        backbone: str. Network of the denoiser: `"mlp"` or `"transformer"` (table 2b). Defaults to
+            `"mlp"`.
+        sampler: str. `"tcc"`, `"ddim"` or `"ddpm"` (table 2d). Defaults to `"tcc"`.
+        sampling_steps: int. Number of evaluations of the denoiser. Defaults to `1`.
+        start_step: int or `None`. Step t at which sampling starts from h^L. If `None`, the last
+            step, 1000, where nothing of h^L is left, as the paper prints it. Defaults to `500`.
+        diffusion_weight: float. Weight of the loss of eq. 8. Defaults to `0.1`.
+        reconstruction: bool. Whether this loss has its first term (table 2c). Defaults to `True`.
+        trajectory: bool. Whether this loss has its second term (table 2c). Defaults to `True`.
+        trajectory_state: str. How the second term finds x at t - delta, as in `DiffusionFusion`:
+            `"same_noise"` or `"ddim"`. Defaults to `"same_noise"`.
+        condition_dropout: float. Share of the conditions that training leaves out. Defaults to
+            `0.1`.
+        curriculum_steps: int. Number of steps of the whole training, over which the curriculum
+            runs. The train command sets it. Defaults to `10_000`.
+        target_attention: bool. Whether the tower also sees DIN's attention of the candidate to the
+            history. Defaults to `False`.
+        activation: str. Activation of the tower and of DIN's attention: `"dice"`, `"prelu"` or
+            `"relu"`. Defaults to `"dice"`.
+        **kwargs: Arguments of `RankingModel`.
 
-    Call arguments and Returns: see `RankingModel`.
+    Call arguments and Returns: As in `RankingModel`.
 
     Example:
 

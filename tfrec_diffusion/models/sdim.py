@@ -4,25 +4,27 @@ import keras
 
 from tfrec_diffusion.layers.hashing import HashBucketPooling
 from tfrec_diffusion.models.base import RankingModel
-from tfrec_diffusion.models.short_term import ShortTerm
+from tfrec_diffusion.models.parts import ShortTerm
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class SDIM(RankingModel):
     """MLP([user and context, candidate, long-term, short-term interest]).
 
-    The long-term interest is the mean over hashes of what shares the candidate's bucket; nothing is
-    ranked. The short-term one is target attention over the newest behaviors.
+    For the long-term interest, each hash pools the behaviors that share the candidate's bucket, and
+    the mean over all hashes is taken. No behaviors are ranked. The short-term interest is target
+    attention over the newest behaviors.
 
     Args:
-        schema: `Schema`.
-        num_hashes: Independent hashes.
-        hash_bits: Bits of each, tau: the more, the sharper the attention that they sample.
-        short_length: Newest behaviors of the short-term part.
-        num_heads: Heads of its attention.
-        **kwargs: See `RankingModel`.
+        schema: `Schema`. The features of a request.
+        num_hashes: int. Number of independent hashes. Defaults to `48`.
+        hash_bits: int. Number of bits of each hash, tau. The more there are, the sharper is the
+            attention that the hashes sample. Defaults to `3`.
+        short_length: int. Number of newest behaviors of the short-term part. Defaults to `50`.
+        num_heads: int. Number of heads of the short-term attention. Defaults to `4`.
+        **kwargs: Arguments of `RankingModel`.
 
-    Call arguments and Returns: see `RankingModel`.
+    Call arguments and Returns: As in `RankingModel`.
 
     Example:
 

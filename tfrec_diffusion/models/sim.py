@@ -10,29 +10,34 @@ from tfrec_diffusion.layers.mlp import MLP
 from tfrec_diffusion.layers.search import InnerProductSearch, SameCategory, TopScores
 from tfrec_diffusion.layers.target_attention import AttentionPooling, TargetQuery
 from tfrec_diffusion.losses import LogLoss
-from tfrec_diffusion.models.base import RankingModel, as_schema, behavior_rows
-from tfrec_diffusion.models.short_term import ShortTerm
+from tfrec_diffusion.models.base import RankingModel
+from tfrec_diffusion.models.parts import ShortTerm, behavior_rows
+from tfrec_diffusion.models.request import as_schema
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class SIMHard(RankingModel):
     """MLP([user and context, candidate, long-term, short-term interest]); figure 2 of the paper.
 
-    General search: the newest behaviors of the candidate's category. Exact search: multi-head
-    target attention over them (eq. 3-5), with their time intervals where the schema has them.
+    The general search retrieves the newest behaviors of the candidate's category. The exact search
+    is multi-head target attention over them (eq. 3-5), together with their time intervals where
+    the schema has them.
 
     Args:
-        schema: `Schema`. Its behavior features are what is known of behaviors: time intervals.
-        category_feature: Name of the history feature that must equal the candidate's. May be left
-            out where there are two, item and category: it is the second then.
-        retrieved_length: Behaviors that the search retrieves at most.
-        short_length: Newest behaviors of the short-term part.
-        interval_features: Names of behavior features; `None`: all of the schema's.
-        num_heads: Heads of both attentions.
-        embedding_stddev: Standard deviation of the initial embeddings.
-        **kwargs: See `RankingModel`.
+        schema: `Schema`. The features of a request.
+        category_feature: str or `None`. Name of the history feature whose value must equal the
+            candidate's. If `None`, the second of the features that histories share with candidates,
+            of which there must not be more than two: item and category. Defaults to `None`.
+        retrieved_length: int. Number of behaviors that the search retrieves at most. Defaults to
+            `100`.
+        short_length: int. Number of newest behaviors of the short-term part. Defaults to `50`.
+        interval_features: Sequence of str or `None`. Names of the behavior features that hold time
+            intervals. If `None`, all behavior features of the schema. Defaults to `None`.
+        num_heads: int. Number of heads of both attentions. Defaults to `4`.
+        embedding_stddev: float. Standard deviation of the initial embeddings. Defaults to `0.01`.
+        **kwargs: Arguments of `RankingModel`.
 
-    Call arguments and Returns: see `RankingModel`.
+    Call arguments and Returns: As in `RankingModel`.
 
     Example:
 
@@ -86,21 +91,27 @@ class SIMHard(RankingModel):
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class SIMSoft(RankingModel):
-    """As `SIMHard`, with a general search by inner products that a loss of its own trains (eq. 2).
+    """`SIMHard` with a general search by inner products, trained by a loss of its own (eq. 2).
 
-    That loss is the log loss of a click predicted from the candidate and U, the sum of all
-    behaviors weighted by those products; the exact search gives the products no gradient.
+    An MLP predicts the click from the candidate and from U, the sum of all behaviors weighted by
+    these inner products. Its log loss trains them, because the exact search gives them no gradient.
 
     Args:
-        schema: `Schema`.
-        retrieved_length, short_length, interval_features, num_heads, embedding_stddev: See
-            `SIMHard`.
-        search_units: Widths of the MLP that predicts the click from U.
-        search_weight: Of its loss, alpha.
-        activation: "dice", "prelu" or "relu", also in the tower.
-        **kwargs: See `RankingModel`.
+        schema: `Schema`. The features of a request.
+        retrieved_length: int. Number of behaviors that the search retrieves, k. Defaults to `100`.
+        short_length: int. Number of newest behaviors of the short-term part. Defaults to `50`.
+        interval_features: Sequence of str or `None`. Names of the behavior features that hold time
+            intervals. If `None`, all behavior features of the schema. Defaults to `None`.
+        num_heads: int. Number of heads of both attentions. Defaults to `4`.
+        search_units: Sequence of int. Widths of the MLP that predicts the click from U. Defaults to
+            `(80, 40)`.
+        search_weight: float. Weight alpha of its loss. Defaults to `1.0`.
+        activation: str. Activation of this MLP and the tower: `"dice"`, `"prelu"` or `"relu"`.
+            Defaults to `"dice"`.
+        embedding_stddev: float. Standard deviation of the initial embeddings. Defaults to `0.01`.
+        **kwargs: Arguments of `RankingModel`.
 
-    Call arguments and Returns: see `RankingModel`.
+    Call arguments and Returns: As in `RankingModel`.
 
     Example:
 

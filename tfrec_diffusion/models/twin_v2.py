@@ -3,30 +3,36 @@
 import keras
 
 from tfrec_diffusion.layers.cross_features import LogSize
-from tfrec_diffusion.models.base import RankingModel, as_schema
-from tfrec_diffusion.models.short_term import ShortTerm
-from tfrec_diffusion.models.twin import ConsistentAttention, CrossFeatures
+from tfrec_diffusion.models.base import RankingModel
+from tfrec_diffusion.models.parts import ConsistentAttention, CrossFeatures, ShortTerm
+from tfrec_diffusion.models.request import as_schema
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class TWINV2(RankingModel):
-    """TWIN whose behaviors are clusters of similar ones, each weighted by its size as well.
+    """TWIN over clusters of similar behaviors, which are also weighted by their sizes.
 
-    A cluster of n behaviors counts as n equal ones: ln n is added to what search and attention give
-    it. The data set `clustered` makes the clusters of another data set's histories, by the
-    embeddings of a model trained on it.
+    A cluster of n behaviors counts as much as n equal behaviors: search and attention add ln n to
+    its logit. The data set `clustered` clusters the histories of another data set, by the
+    embeddings of a model that was trained on it.
 
     Args:
-        schema: `Schema` of a data set of clusters.
-        size_feature: Name of the behavior feature that holds the sizes.
-        cross_features: Names of other behavior features; `None`: all others of the schema's.
-        retrieved_length, short_length, num_heads, embedding_stddev: See `TWIN`.
-        **kwargs: See `RankingModel`.
+        schema: `Schema`. The features of a request, of a data set of clusters.
+        retrieved_length: int. Number of clusters that the search retrieves, k. Defaults to `100`.
+        short_length: int. Number of newest clusters of the short-term part. Defaults to `50`.
+        size_feature: str. Name of the behavior feature that holds the sizes of the clusters.
+            Defaults to `"history_size"`.
+        cross_features: Sequence of str or `None`. Names of the other behavior features that are
+            used. If `None`, all others of the schema's. Defaults to `None`.
+        num_heads: int. Number of heads of both attentions. Defaults to `4`.
+        embedding_stddev: float. Standard deviation of the initial embeddings, also of those of the
+            cross features. Defaults to `0.01`.
+        **kwargs: Arguments of `RankingModel`.
 
-    Call arguments and Returns: see `RankingModel`.
+    Call arguments and Returns: As in `RankingModel`.
 
     Raises:
-        ValueError: If the schema has no such behavior feature.
+        ValueError: If the schema has no behavior feature of the name `size_feature`.
 
     Example:
 

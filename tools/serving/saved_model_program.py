@@ -14,13 +14,17 @@ _HEADER = struct.Struct("<Iiqq")  # size, code, microseconds, resident bytes
 
 
 def compile_program(directory):
-    """Compiles run_saved_model.cc on the TensorFlow library of this environment, if need be.
+    """Compiles run_saved_model.cc with the TensorFlow library of this environment, if need be.
 
     Args:
-        directory: An existing one; processes that share it compile once.
+        directory: str or `pathlib.Path`. An existing directory for the program. Processes that
+            share it compile once.
 
     Returns:
-        Path of the program.
+        `pathlib.Path` of the program.
+
+    Raises:
+        FileNotFoundError: If there is no g++.
     """
     tensorflow = pathlib.Path(tf.__file__).parent
     content = _SOURCE.read_bytes() + f"{tensorflow} {tf.__version__}".encode()
@@ -43,15 +47,15 @@ def compile_program(directory):
 
 
 class SavedModelProgram:
-    """A running program with one SavedModel; a context manager that ends it.
+    """A running program with one SavedModel; it is killed at the end of its `with` block.
 
     Args:
-        program: As `compile_program` returns it.
-        saved_model: Directory of a version.
+        program: `pathlib.Path`. What `compile_program` returned.
+        saved_model: str or `pathlib.Path`. Directory of a version.
 
     Attributes:
-        microseconds: That `Session::Run` took for the last answer; 0 if it was not reached.
-        resident_bytes: Memory of the process after the last answer.
+        microseconds: int. What `Session::Run` took for the last answer; 0 if it was not reached.
+        resident_bytes: int. Memory of the process after the last answer.
     """
 
     def __init__(self, program, saved_model):
@@ -72,14 +76,14 @@ class SavedModelProgram:
         """Answers one request.
 
         Args:
-            signature: Name.
-            inputs: dict of arrays by name, taken as they are: no dtype is converted.
+            signature: str. Name of the signature.
+            inputs: dict of arrays by name. They are sent as they are: no dtype is converted.
 
         Returns:
             dict of output arrays by name.
 
         Raises:
-            tf.errors.OpError: The subclass of the answer's code.
+            tf.errors.OpError: If the model refuses the request; of the subclass of its code.
             ChildProcessError: If the program ended.
         """
         request = attr_value_pb2.NameAttrList(name=signature)

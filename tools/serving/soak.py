@@ -1,14 +1,18 @@
-"""Mixed random requests for a long time: does memory grow, does any score change?
+"""Sends random requests for a long time: does memory grow, does any score change?
 
-    PYTHONPATH=tools python -m serving.soak --export_dir=serving/din
+    python tools/serving/soak.py --export_dir=serving/din
 
-The newest version runs in a program without Python, a stand-in for TF Serving. Each request is
-random in its signature, values and sizes; every tenth is broken and must get an error. Some are
-remembered, and must get bitwise the same scores whenever they come again. Memory is compared
-between the second fifth of the requests and the last one. In the first the allocator warms up, and
-oneDNN, which keeps what it makes for each new shape, fills its cache: that takes thousands of
-requests of random sizes, so that far fewer than the default show growth where none will last.
-Exits with status 1 if memory grew, a score changed or a broken request got scores.
+The newest version runs in a C++ program without Python (run_saved_model.cc), a stand-in for TF
+Serving. The signature, the values and the sizes of each request are random; every tenth request is
+broken and must get an error. Some requests are remembered, and must get bitwise the same scores
+whenever they come again.
+
+The memory during the last fifth of the requests is compared with that during the second fifth. In
+the first fifth the allocator warms up, and oneDNN, which keeps what it makes for each new shape,
+fills its cache. That takes thousands of requests of random sizes: far fewer requests than the
+default show growth even where none will last.
+
+The exit status is 1 if memory grew, a score changed or a broken request got scores.
 """
 
 import functools
@@ -18,28 +22,37 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 from absl import flags
-from serving import command
-from serving.mixed_requests import (
-    mixed_requests,
-    newest_version,
-    score,
-    scoring,
-    signature_inputs,
-)
-from serving.saved_model_program import SavedModelProgram, compile_program
+from incomplete_requests import incomplete_requests
+from saved_model_program import SavedModelProgram, compile_program
+from version_signatures import score, scoring, signature_inputs
 
+from tfrec_diffusion import command
 from tfrec_diffusion.schema import Schema
+from tfrec_diffusion.serving.version import newest_version
 
 _REMEMBERED = 32
+
+
+def define_flags(values):
+    flags.DEFINE_string(
+        "export_dir", None, "directory of the model's versions", required=True, flag_values=values
+    )
+    flags.DEFINE_integer("requests", 20_000, "number of requests", 10, flag_values=values)
+    flags.DEFINE_integer("candidates", 200, "most candidates of a request", 1, flag_values=values)
+    flags.DEFINE_integer("batch_size", 4, "most users of a request", 1, flag_values=values)
+    flags.DEFINE_float(
+        "allowed_mb", 32, "growth of memory that is no failure", 0, flag_values=values
+    )
+    flags.DEFINE_integer("seed", 0, "seed of the requests", flag_values=values)
 
 
 class Report(NamedTuple):
     """What became of the requests.
 
     Args:
-        resident_bytes: Of the program, after each request.
-        changed: How many remembered requests got other scores when they came again.
-        unnoticed: How many broken requests got scores.
+        resident_bytes: float array of shape (requests,). Memory of the program after each request.
+        changed: int. How many remembered requests got other scores when they came again.
+        unnoticed: int. How many broken requests got scores.
     """
 
     resident_bytes: np.ndarray
@@ -48,23 +61,29 @@ class Report(NamedTuple):
 
     @property
     def growth(self):
-        """Bytes, from the second fifth of the requests to the last."""
+        """float. Bytes that memory grew by, from the second fifth of the requests to the last."""
         fifths = np.array_split(self.resident_bytes, 5)
         return float(np.median(fifths[4]) - np.median(fifths[1]))
 
     @property
     def slope(self):
-        """Bytes a request, by least squares over all but the first fifth."""
+        """float. Bytes per request, by least squares over all but the first fifth."""
         settled = self.resident_bytes[len(self.resident_bytes) // 5 :]
         return float(np.polyfit(np.arange(len(settled)), settled, 1)[0])
 
     def passed(self, allowed_mb):
-        """Whether all is as it should be, with so much growth."""
+        """Whether nothing is wrong, if memory may grow by `allowed_mb` megabytes."""
         return self.growth <= allowed_mb * 1e6 and not self.changed and not self.unnoticed
 
 
 class Sizes(NamedTuple):
-    """The largest that a random request may be."""
+    """The largest that a random request may be.
+
+    Args:
+        batch: int. Users.
+        candidates: int. Candidates.
+        length: int. Behaviors.
+    """
 
     batch: int
     candidates: int
@@ -76,11 +95,11 @@ def soak(program, inputs, make, sizes, count, seed=0):
 
     Args:
         program: `SavedModelProgram`.
-        inputs: As `signature_inputs`.
-        make: `make(batch, candidates, length, seed)`: `mixed_requests` of a schema.
+        inputs: dict. What `signature_inputs` returned.
+        make: callable. `make(batch, candidates, length, seed)` returns requests.
         sizes: `Sizes`.
-        count: Number of requests.
-        seed: Of the requests.
+        count: int. Number of requests.
+        seed: int. Seed of the requests. Defaults to `0`.
 
     Returns:
         `Report`.
@@ -117,7 +136,7 @@ def _request(make, signatures, sizes, seed):
 
 
 def _refused(program, inputs, request):
-    """Whether there are no scores for a request with one feature of twice as many users."""
+    """Whether a request with twice as many users of one feature gets an error."""
     values = {name: request[name] for name in inputs["serving_default"]}
     name = max(values)
     values[name] = np.concatenate([values[name]] * 2)
@@ -131,7 +150,7 @@ def _refused(program, inputs, request):
 def main(values):
     version = newest_version(values.export_dir)
     schema = Schema.load(version)
-    make = functools.partial(mixed_requests, schema, vocabularies=version / "assets")
+    make = functools.partial(incomplete_requests, schema, vocabularies=version / "assets")
     sizes = Sizes(values.batch_size, values.candidates, 2 * schema.history_length)
     inputs = signature_inputs(version)
     with (
@@ -147,11 +166,4 @@ def main(values):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("export_dir", None, "directory of the model's versions")
-    flags.DEFINE_integer("requests", 20_000, "how many", 10)
-    flags.DEFINE_integer("candidates", 200, "at most", 1)
-    flags.DEFINE_integer("batch_size", 4, "users of a request, at most", 1)
-    flags.DEFINE_float("allowed_mb", 32, "growth of memory that is not reported", 0)
-    flags.DEFINE_integer("seed", 0, "of the requests")
-    flags.mark_flag_as_required("export_dir")
-    command.run(main)
+    command.run(main, define_flags)

@@ -1,0 +1,157 @@
+import json
+
+import pytest
+from finished_runs import finish
+
+from tfrec_diffusion.comparison.clustering import Clustering
+from tfrec_diffusion.comparison.entry import DataSet, Entry, by_data_set
+
+RATES = ["0.001", "0.01", "0.1"]
+
+
+@pytest.fixture
+def data_set(tmp_path):
+    return DataSet("My logs", ["--dataset=logs"], tmp_path / "runs")
+
+
+@pytest.fixture
+def tuned(data_set):
+    return Entry("DIN", "din", data_set, num_seeds=3, learning_rates=RATES)
+
+
+def tune(entry, *validation_aucs):
+    for run, auc in zip(entry.of_learning_rates(), validation_aucs, strict=True):
+        finish(run, auc)
+
+
+class TestLearningRate:
+    def test_each_is_tried_with_seed_0(self, tuned):
+        tried = tuned.tasks(0)
+        assert [(run.learning_rate, run.seed) for run in tried] == [(rate, 0) for rate in RATES]
+        assert tuned.best() is None and tuned.of_seeds() == [] == tuned.tasks(1)
+
+    def test_none_is_chosen_before_all_are_tried(self, tuned):
+        for run in tuned.of_learning_rates()[:2]:
+            finish(run, 0.7)
+        assert tuned.best() is None and tuned.tasks(1) == []
+        assert tuned.missing() == "2 of 3 learning rates"
+
+    def test_the_best_on_validation_is_taken_for_all_seeds(self, tuned):
+        # By a little, though it is far worse on the test split.
+        for run, validation, test in zip(
+            tuned.of_learning_rates(), (0.699, 0.70, 0.698), (0.95, 0.72, 0.95), strict=True
+        ):
+            finish(run, validation, test=test)
+        assert tuned.best().learning_rate == "0.01"
+        assert [(run.learning_rate, run.seed) for run in tuned.of_seeds()] == [
+            *(("0.01", 0), ("0.01", 1), ("0.01", 2))
+        ]
+        assert [run.seed for run in tuned.tasks(2)] == [2]
+
+    def test_of_other_seeds_nothing_is_asked(self, tuned):
+        tune(tuned, 0.6, 0.7, 0.65)
+        finish(tuned.of_seeds()[1], 0.99)
+        assert tuned.best().learning_rate == "0.01"
+        finish(tuned.of_seeds()[2], 0.1)
+        assert tuned.best().learning_rate == "0.01"
+
+    def test_an_undefined_auc_is_the_worst(self, tuned):
+        tune(tuned, None, 0.0, None)
+        assert tuned.best().learning_rate == "0.01"
+
+    def test_if_none_is_given_all_seeds_can_run_at_once(self, data_set):
+        entry = Entry("DIN", "din", data_set, num_seeds=2)
+        assert [run.learning_rate for run in entry.of_seeds()] == [None, None]
+        assert [entry.tasks(seed)[0].seed for seed in range(2)] == [0, 1]
+        assert entry.num_runs == 2 and entry.missing() == "0 of 2 seeds"
+
+
+class TestResults:
+    def test_what_is_missing(self, tuned):
+        assert tuned.missing() == "0 of 3 learning rates" and tuned.num_runs == 5
+        tune(tuned, 0.6, 0.7, 0.65)
+        assert tuned.missing() == "1 of 3 seeds" and len(tuned.finished()) == 3
+        for seed, run in enumerate(tuned.of_seeds()):
+            finish(run, 0.7, test=0.5 + 0.1 * seed)
+        assert tuned.missing() == "" and len(tuned.finished()) == 5
+        assert [result["test"]["auc"] for result in tuned.results()] == [0.5, 0.6, 0.7]
+
+    def test_a_failed_row_says_so(self, tuned):
+        tune(tuned, 0.6, 0.7, 0.65)
+        tuned.failed = True
+        assert tuned.missing() == "failed"
+
+
+def test_entries_by_data_set(data_set):
+    other = data_set._replace(name="Other")
+    entries = [Entry(row, "din", where, 2) for where in (data_set, other) for row in "ab"]
+    assert list(by_data_set(entries)) == [entries[:2], entries[2:]]
+
+
+class TestClustered:
+    """A row on a data set that is clustered by the model of another row."""
+
+    @pytest.fixture
+    def entry(self, data_set, tuned):
+        return Entry(
+            *("TWIN-V2", "twin_v2", data_set, 2, RATES), clustered_by=tuned,
+            clustering=["--set=recent=5"],
+        )  # fmt: skip
+
+    @pytest.fixture
+    def trained(self, tuned, schema, tmp_path):
+        """Leaves what its model was trained on, once the other row has tried its rates."""
+        tune(tuned, 0.6, 0.7, 0.65)
+        directory = tuned.best().directory
+        schema.save(directory)
+        flags = {"data_dir": str(tmp_path / "data"), "dataset": "logs/my"}
+        (directory / "flags.json").write_text(json.dumps(flags))
+        source = tmp_path / "data" / "logs" / "my" / "1.2.0"
+        source.mkdir(parents=True)
+        schema.save(source)
+        return directory
+
+    def prepare(self, clustering, schema):
+        """Leaves what shows that the clustered data set is prepared."""
+        directory = clustering.directory / "clustered" / "small" / "1.0.0"
+        directory.mkdir(parents=True)
+        schema.save(directory)
+
+    def test_the_other_row_goes_first(self, entry):
+        assert entry.tasks(0) == [] == entry.of_learning_rates()
+        assert entry.missing() == "0 of 3 learning rates" and entry.num_runs == 4
+
+    def test_then_the_clustering(self, entry, trained, schema, tmp_path):
+        (clustering,) = entry.tasks(0)
+        assert isinstance(clustering, Clustering) and not clustering.is_finished
+        place = f"clustered_by_{trained.name}_--set=recent=5"
+        assert clustering.directory == trained.with_name(place)
+        assert entry.of_learning_rates() == []
+        assert clustering.command[1:] == [
+            *("-m", "tfrec_diffusion.prepare", "--dataset=clustered"),
+            f"--raw_dir={tmp_path / 'data' / 'logs' / 'my' / '1.2.0'}",
+            f"--data_dir={clustering.directory}",
+            *(f"--set=model_dir={trained}", "--set=recent=5"),
+        ]
+        self.prepare(clustering, schema)
+        assert clustering.is_finished and clustering.result == "prepared"
+
+    def test_then_its_own_runs(self, entry, trained, schema):
+        (clustering,) = entry.tasks(0)
+        self.prepare(clustering, schema)
+        runs = entry.tasks(0)
+        assert [run.learning_rate for run in runs] == RATES
+        assert runs[0].directory == clustering.directory / "twin_v2_learning_rate=0.001_0"
+        assert runs[0].flags[:3] == [
+            *("--dataset=logs", "--dataset=clustered/small", f"--data_dir={clustering.directory}")
+        ]
+        assert entry.unclustered()[0].flags[:2] == ["--dataset=logs", "--model=twin_v2"]
+
+    def test_an_untuned_row_has_to_be_finished_too(self, data_set, schema):
+        base = Entry("TWIN", "twin", data_set, 2)
+        entry = Entry("TWIN-V2", "twin_v2", data_set, 2, clustered_by=base)
+        assert entry.tasks(0) == [] and entry.missing() == "0 of 2 seeds"
+        finish(base.of_seeds()[0])
+        schema.save(base.of_seeds()[0].directory)
+        (base.of_seeds()[0].directory / "flags.json").write_text("{}")
+        assert [type(task) for task in entry.tasks(0)] == [Clustering]

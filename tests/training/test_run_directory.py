@@ -1,0 +1,65 @@
+import dataclasses
+
+import pytest
+from small_models import write_vocabularies
+
+from tfrec_diffusion.schema import Schema
+from tfrec_diffusion.training.run_directory import RunDirectory, check_same_data
+
+
+@pytest.fixture
+def prepared(schema, tmp_path):
+    """`prepared(name, **changes)`: a changed schema with vocabularies in a directory of its own."""
+
+    def prepare(name, **changes):
+        (tmp_path / name / "vocabularies").mkdir(parents=True)
+        for table in ("item", "category", "hour"):
+            (tmp_path / name / "vocabularies" / f"{table}.txt").write_text("1\n2\n")
+        return dataclasses.replace(schema, directory=str(tmp_path / name), **changes)
+
+    return prepare
+
+
+def test_the_same_data_may_lie_elsewhere(prepared):
+    check_same_data(prepared("run"), prepared("data"))
+
+
+@pytest.mark.parametrize("changes", [{"negative_rate": 0.1}, {"history_length": 3}])
+def test_what_differs_is_named(changes, prepared):
+    run, data = prepared("run"), prepared("data", **changes)
+    (name,) = changes
+    with pytest.raises(ValueError, match=f"run was trained on other .*data: they differ in {name}"):
+        check_same_data(run, data)
+
+
+def test_other_vocabularies_are_other_data(prepared, tmp_path):
+    run, data = prepared("run"), prepared("data")
+    (tmp_path / "data" / "vocabularies" / "item.txt").write_text("2\n1\n")
+    with pytest.raises(ValueError, match="they differ in vocabularies$"):
+        check_same_data(run, data)
+
+
+def test_a_run_goes_on_with_as_many_machines_as_it_had(schema, tmp_path):
+    data, run = tmp_path / "data", tmp_path / "run"
+    for directory in (data, run):
+        directory.mkdir()
+    schema.save(data)
+    write_vocabularies(data)
+    schema = Schema.load(data)
+    directory = RunDirectory(run)
+    directory.claim({"seed": 0}, {"workers": 2}, schema)
+    directory.claim({"seed": 0}, {"workers": 2}, schema)
+    with pytest.raises(ValueError, match=r"Received: workers=3 \(was 2\)"):
+        directory.claim({"seed": 0}, {"workers": 3}, schema)
+    with pytest.raises(ValueError, match=r"Received: --seed=1 \(was 0\)"):
+        directory.claim({"seed": 1}, {"workers": 2}, schema)
+
+
+def test_a_model_that_cannot_be_read_says_which_version_wrote_it(tmp_path):
+    directory = RunDirectory(tmp_path)
+    (tmp_path / "model.keras").write_text("no model")
+    with pytest.raises(ValueError, match=r"written by version unknown of tfrec_diffusion"):
+        directory.load_model()
+    directory.write_metrics({"versions": {"tfrec_diffusion": "0.0.7"}})
+    with pytest.raises(ValueError, match=r"written by version 0\.0\.7 of tfrec_diffusion"):
+        directory.load_model()

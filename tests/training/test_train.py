@@ -1,0 +1,276 @@
+"""The commands as a user runs them, on a small synthetic data set."""
+
+import json
+import math
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from unittest.mock import Mock, patch
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from commands import run
+
+from tfrec_diffusion.datasets.preparation import prepare
+from tfrec_diffusion.files import lock
+from tfrec_diffusion.training import run as running
+from tfrec_diffusion.training.run_directory import RunDirectory
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+TAOBAO = REPOSITORY.parent / "shared" / "data" / "taobao"
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    prepare("synthetic", data_dir=directory, users=300, items=200, categories=20, history_length=10)
+    return directory
+
+
+def interrupt(model_dir, number, command, *arguments):
+    """Starts a command, sends it a signal after its first checkpoint; its exit status, stdout."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"tfrec_diffusion.{command}", *arguments],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while not (model_dir / "checkpoints" / "checkpoint").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    stdout, _ = process.communicate()
+    return process.returncode, stdout
+
+
+def train_arguments(data_dir, model_dir, *more):
+    return (
+        "train",
+        "--dataset=synthetic",
+        f"--data_dir={data_dir}",
+        f"--model_dir={model_dir}",
+        "--batch_size=32",
+        "--epochs=2",
+        "--checkpoint_every=20",
+        "--nojit_compile",
+        "--model=avg_pooling",
+        "--set=dropout=0.1",
+        "--set=tower_units=16,8",
+        "--set=embedding_stddev=0.2",
+        *more,
+    )
+
+
+def weights_and_metrics(model_dir):
+    metrics = json.loads((model_dir / "metrics.json").read_text())
+    for split in metrics["splits"].values():
+        del split["seconds"], split["samples_per_second"]
+    validation = [(epoch["auc"], epoch["log_loss"]) for epoch in metrics["validation_by_epoch"]]
+    return (
+        RunDirectory(model_dir).load_model().get_weights(),
+        metrics["splits"],
+        metrics["steps"],
+        validation,
+    )
+
+
+def assert_same_result(model_dir, expected_dir):
+    ours, expected = weights_and_metrics(model_dir), weights_and_metrics(expected_dir)
+    for weight, expected_weight in zip(ours[0], expected[0], strict=True):
+        np.testing.assert_array_equal(weight, expected_weight)
+    assert ours[1:] == expected[1:]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data_dir, tmp_path_factory):
+    model_dir = tmp_path_factory.mktemp("uninterrupted")
+    code, stdout, stderr = run(*train_arguments(data_dir, model_dir))
+    assert code == 0, stderr
+    assert "best reachable" in stdout
+    return model_dir
+
+
+def test_a_run_leaves_metrics_a_model_and_events(uninterrupted):
+    metrics = json.loads((uninterrupted / "metrics.json").read_text())
+    assert set(metrics["splits"]) == {"validation", "test"}
+    assert metrics["splits"]["test"].keys() >= {"auc", "gauc", "log_loss", "samples_per_second"}
+    assert 0.5 < metrics["splits"]["test"]["auc"] < metrics["best_reachable"]["test"]["auc"]
+    assert metrics["flags"]["batch_size"] == 32 and metrics["versions"]["keras"]
+    assert "git_revision" in metrics
+    best = max(epoch["auc"] for epoch in metrics["validation_by_epoch"])
+    assert metrics["splits"]["validation"]["auc"] == best
+    assert list(uninterrupted.glob("tensorboard/events*"))
+    assert (uninterrupted / "vocabularies").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_resumes_to_the_same_result(data_dir, uninterrupted, tmp_path, number):
+    arguments = train_arguments(data_dir, tmp_path)
+    code, stdout = interrupt(tmp_path, number, *arguments)
+    if number == signal.SIGKILL:
+        assert code == -number
+    else:
+        assert code == 128 + number
+        assert "the same command goes on from here" in stdout
+    assert not (tmp_path / "metrics.json").exists()
+
+    code, stdout, stderr = run(*arguments)
+    assert code == 0, stderr
+    assert "resuming epoch" in stdout
+    assert_same_result(tmp_path, uninterrupted)
+
+
+def test_a_run_that_died_while_validating_resumes_to_the_same_result(
+    data_dir, uninterrupted, tmp_path
+):
+    """All steps are done and saved then, but the epoch is not over."""
+    arguments = train_arguments(data_dir, tmp_path)
+    died = Mock(side_effect=OSError("died"))
+    with patch.object(running, "evaluate", died):
+        code, _, stderr = run(*arguments)
+    assert code == 2 and stderr == "error: died\n"
+    code, _, stderr = run(*arguments)
+    assert code == 0, stderr
+    assert_same_result(tmp_path, uninterrupted)
+
+
+def test_more_epochs_train_on(data_dir, uninterrupted, tmp_path):
+    code, _, stderr = run(*train_arguments(data_dir, tmp_path, "--epochs=1"))
+    assert code == 0, stderr
+    code, _, stderr = run(*train_arguments(data_dir, tmp_path))
+    assert code == 0, stderr
+    assert weights_and_metrics(tmp_path)[1:] == weights_and_metrics(uninterrupted)[1:]
+
+
+def test_a_model_dir_is_one_processs(uninterrupted, data_dir):
+    with lock(uninterrupted, "training in"):
+        code, _, stderr = run(*train_arguments(data_dir, uninterrupted))
+    assert code == 2
+    assert stderr == f"error: another process is training in {uninterrupted}\n"
+
+
+def test_other_data_are_refused(uninterrupted, data_dir, tmp_path):
+    other = tmp_path / "data"
+    shutil.copytree(data_dir, other)
+    (vocabulary,) = other.glob("synthetic/*/vocabularies/item_id.txt")
+    vocabulary.write_text("".join(reversed(vocabulary.read_text().splitlines(keepends=True))))
+    code, _, stderr = run("evaluate", f"--model_dir={uninterrupted}", f"--data_dir={other}")
+    assert code == 2 and "was trained on other data" in stderr
+
+
+def test_data_with_other_history_lengths_do_not_continue_a_run(uninterrupted, data_dir, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path / "model")
+    schema = tmp_path / "model" / "schema.json"
+    schema.write_text(schema.read_text().replace('"history_length": 10', '"history_length": 9'))
+    code, _, stderr = run(*train_arguments(data_dir, tmp_path / "model"))
+    assert code == 2 and "was trained on other data" in stderr
+
+
+def test_a_validation_split_of_one_class_is_no_reason_to_lose_the_model(data_dir, tmp_path):
+    one_class = {"auc": math.nan, "gauc": math.nan, "log_loss": 0.1, "impressions": 9}
+    with patch.object(running, "evaluate", Mock(return_value=one_class)):
+        code, _, stderr = run(*train_arguments(data_dir, tmp_path))
+    assert code == 0, stderr
+    assert (tmp_path / "model.keras").exists()
+    assert json.loads((tmp_path / "validation.json").read_text())[0]["auc"] is None
+
+
+def test_the_best_epoch_is_kept_and_all_steps_are_counted(data_dir, tmp_path):
+    worse_and_worse = iter([0.9, 0.8, 0.7, 0.7])
+    with patch.object(
+        running, "evaluate", lambda *_: {"auc": next(worse_and_worse), "gauc": 0.5, "log_loss": 0.1,
+                                       "impressions": 9},
+    ):  # fmt: skip
+        code, _, stderr = run(*train_arguments(data_dir, tmp_path, "--steps_per_execution=7"))
+    assert code == 0, stderr
+    steps = json.loads((tmp_path / "metrics.json").read_text())["steps"]
+    best = RunDirectory(tmp_path).load_model()
+    epochs = 2
+    assert steps == epochs * -(-5058 // 32)
+    first = tmp_path / "first"
+    code, _, stderr = run(*train_arguments(data_dir, first, "--epochs=1"))
+    assert code == 0, stderr
+    for weight, expected in zip(
+        best.weights, RunDirectory(first).load_model().weights, strict=True
+    ):
+        np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_missing_shard_is_named(data_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "data")
+    (shard,) = tmp_path.glob("data/synthetic/*/*train.tfrecord*")
+    shard.unlink()
+    code, _, stderr = run(*train_arguments(tmp_path / "data", tmp_path / "model"))
+    assert code == 2 and f"{shard.name} is missing" in stderr
+
+
+@pytest.mark.parametrize(("more", "expected"), [((), None), (("--set=curriculum_steps=7",), 7)])
+def test_a_curriculum_is_as_long_as_the_training(data_dir, tmp_path, more, expected):
+    with patch.object(running.Run, "train", autospec=True, return_value=0) as train:
+        run(*train_arguments(data_dir, tmp_path, "--model=hierdiffuse", *more))
+    (trained, epochs), _ = train.call_args
+    expected = expected or epochs * trained.steps_per_epoch
+    assert trained.model.curriculum_steps == expected
+
+
+def test_a_finished_run_is_not_trained_again(data_dir, uninterrupted):
+    code, stdout, _ = run(*train_arguments(data_dir, uninterrupted))
+    assert code == 0
+    assert "is trained already" in stdout and "loss:" not in stdout
+
+
+def test_evaluate_and_export(data_dir, uninterrupted, tmp_path):
+    code, stdout, stderr = run("evaluate", f"--model_dir={uninterrupted}", "--split=test")
+    assert code == 0, stderr
+    metrics = json.loads((uninterrupted / "metrics.json").read_text())
+    assert f"test: auc {metrics['splits']['test']['auc']:.4f}" in stdout
+    code, stdout, stderr = run("export", f"--model_dir={uninterrupted}", f"--export_dir={tmp_path}")
+    assert code == 0, stderr
+    assert stdout.split()[-1] == str(tmp_path / "1")
+    assert (tmp_path / "1" / "saved_model.pb").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TAOBAO.exists(), reason=f"needs the real Taobao sample in {TAOBAO}")
+def test_real_logs_go_the_whole_way(tmp_path):
+    directories = [f"--data_dir={tmp_path}/data", f"--model_dir={tmp_path}/model"]
+    for command, arguments in (
+        ("prepare", ["--dataset=taobao", f"--raw_dir={TAOBAO}", directories[0]]),
+        ("train", ["--dataset=taobao", *directories, "--set=attention_units=8", "--batch_size=64"]),
+        ("evaluate", [directories[1], "--split=test_99"]),
+        ("export", [directories[1], f"--export_dir={tmp_path}/export"]),
+    ):
+        code, stdout, stderr = run(command, *arguments)
+        assert code == 0, stderr
+        if command == "evaluate":
+            assert "(81400 impressions)" in stdout
+    splits = json.loads((tmp_path / "model" / "metrics.json").read_text())["splits"]
+    assert set(splits) == {"validation", "test", "test_popularity", "test_99"}
+    served = tf.saved_model.load(str(tmp_path / "export" / "1")).signatures["serving_default"]
+    scores = served(
+        user=tf.constant([1], tf.int64),
+        item=tf.constant([[2268318, 1, -1]], tf.int64),
+        category=tf.constant([[2520377, 1, -1]], tf.int64),
+        history_item=tf.constant([[2333346, 2576651]], tf.int64),
+        history_category=tf.constant([[2520771, 149192]], tf.int64),
+    )["click_probability"].numpy()
+    assert 0 < scores[0, 0] < 1 and scores[0, 2] == 0
+
+
+def test_other_flags_do_not_continue_a_run(data_dir, uninterrupted):
+    arguments = train_arguments(data_dir, uninterrupted, "--learning_rate=0.5")
+    code, _, stderr = run(*arguments)
+    assert code == 2
+    assert "--learning_rate=0.5 (was 0.001)" in stderr and stderr.count("\n") == 1
+
+
+def test_a_wrong_split_lists_those_there_are(uninterrupted):
+    code, _, stderr = run("evaluate", f"--model_dir={uninterrupted}", "--split=tset")
+    assert code == 2
+    assert stderr == (
+        "error: `split` must be one of ['test', 'train', 'validation']. Received: 'tset'\n"
+    )

@@ -1,0 +1,1 @@
+"""Models and settings, each trained with several seeds, in one table."""

@@ -1,0 +1,88 @@
+"""One training of a comparison: its command, its directory, and what it has found."""
+
+import dataclasses
+import math
+import pathlib
+import re
+import shlex
+import sys
+
+from tfrec_diffusion.training.run_directory import RunDirectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A model trained with one seed, in a directory of its own.
+
+    Args:
+        run: str. A model, then constructor arguments of it (`name=value`) and flags of
+            `tfrec_diffusion.train`, as on a command line.
+        seed: int.
+        common_flags: list of str. Flags of `tfrec_diffusion.train` that come before them.
+        parent: str or `pathlib.Path`. Directory that the run's own is in.
+        learning_rate: str or `None`. If `None`, that of the flags. Defaults to `None`.
+    """
+
+    run: str
+    seed: int
+    common_flags: list[str]
+    parent: str | pathlib.Path
+    learning_rate: str | None = None
+
+    @property
+    def directory(self):
+        """`pathlib.Path` of its own directory, which is named after it."""
+        words = (word.lstrip("-") for word in self._words())
+        return pathlib.Path(self.parent, f"{file_name(' '.join(words))}_{self.seed}")
+
+    @property
+    def flags(self):
+        """list of str. Flags of `tfrec_diffusion.train`."""
+        model, *words = self._words()
+        settings = [word if word.startswith("--") else f"--set={word}" for word in words]
+        own = [f"--seed={self.seed}", f"--model_dir={self.directory}"]
+        return [*self.common_flags, f"--model={model}", *settings, *own]
+
+    def _words(self):
+        rate = [] if self.learning_rate is None else [f"--learning_rate={self.learning_rate}"]
+        return [*shlex.split(self.run), *rate]
+
+    @property
+    def command(self):
+        """list of str. The command that trains it."""
+        return [sys.executable, "-m", "tfrec_diffusion.train", *self.flags]
+
+    @property
+    def metrics(self):
+        """dict of `metrics.json`, or `None` unless it was trained to the end with these flags."""
+        metrics = RunDirectory(self.directory).metrics
+        return metrics if metrics and metrics["command"][1:] == self.flags else None
+
+    @property
+    def is_finished(self):
+        """Whether it was trained to the end with these flags."""
+        return self.metrics is not None
+
+    @property
+    def validation_auc(self):
+        """float. Once it is finished; NaN if the split has one class only."""
+        auc = self.metrics["splits"]["validation"]["auc"]
+        return math.nan if auc is None else auc
+
+    @property
+    def result(self):
+        """str. What came out, once it is finished."""
+        seconds = self.metrics["training_seconds"]
+        return f"validation AUC {self.validation_auc:.4f}, {seconds:.0f} s"
+
+
+def file_name(text):
+    """The text as the name of a file or directory.
+
+    Args:
+        text: str.
+
+    Returns:
+        str.
+    """
+    return re.sub(r"[^\w.,=-]+", "_", text)

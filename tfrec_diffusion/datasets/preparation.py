@@ -1,0 +1,131 @@
+"""Prepares data sets by name, each once, and describes what a preparation has read and written."""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+from tfrec_diffusion import datasets
+from tfrec_diffusion.prepared_directory import PreparedDirectory, find_prepared
+
+
+class Preparation(NamedTuple):
+    """How requests are written, whatever the data set.
+
+    Args:
+        group_by: str. `"impression"`: every request of the data set is written as one record, which
+            in a log is one impression. `"request"`: consecutive requests that differ only in their
+            candidates and labels, as the candidates of one page do, become one record. Defaults to
+            `"impression"`.
+        max_bad_rows: float. Largest share of bad rows, in [0, 1], in any file or table; more is an
+            error. Defaults to `0.01`.
+        workers: int. Number of processes on this machine that encode requests. Defaults to `1`,
+            which is this process alone.
+        beam_options: list of str or `None`. Pipeline options of Apache Beam, such as
+            `"--runner=DataflowRunner"`, which then encodes and writes the requests in place of
+            `workers`. If `None`, Beam is not used. Defaults to `None`.
+    """
+
+    group_by: str = "impression"
+    max_bad_rows: float = 0.01
+    workers: int = 1
+    beam_options: list[str] | None = None
+
+
+def prepare(dataset, *, data_dir, raw_dir=None, overwrite=False, preparation=None, **options):
+    """Prepares a data set unless it is there already.
+
+    It appears under its name when it is whole; after an error nothing is left of it.
+
+    Args:
+        dataset: str. Name of a data set, a key of `names.DATASETS`.
+        data_dir: str or `pathlib.Path`. Root of the prepared data sets.
+        raw_dir: str, `pathlib.Path` or `None`. Directory of the raw files. If `None`, the data set
+            must make its own, as `synthetic` does. Defaults to `None`.
+        overwrite: bool. Whether to prepare the data set again if it is there. Defaults to `False`.
+        preparation: `Preparation` or `None`. How requests are written. If `None`, with the defaults
+            of `Preparation`. Defaults to `None`.
+        **options: Options of the data set, which its class documents.
+
+    Returns:
+        `pathlib.Path` of the prepared data set.
+
+    Raises:
+        FileNotFoundError: If a raw file is missing.
+        OSError: If the disk is full, a raw file is damaged, or another process is preparing the
+            data set.
+        ValueError: If an option or the raw data cannot be used, or the data set is there but was
+            prepared with other options.
+    """
+    arguments = {"raw_dir": raw_dir, "data_dir": data_dir, **options}
+    builder_class = datasets.builder_class(dataset)
+    builder = builder_class(**arguments)
+    directory = pathlib.Path(builder.data_dir)
+    if overwrite:
+        builder_class.overwrite(preparation, **arguments)
+    elif not directory.exists():
+        builder.write(preparation)
+    # Also after `write`: it may have put back what a killed --overwrite had moved aside.
+    group_by = (preparation or Preparation()).group_by
+    _check_options(directory, {**builder.options, "group_by": group_by})
+    return directory
+
+
+def find_or_make(dataset, data_dir):
+    """Finds a prepared data set; the synthetic one is prepared if it is not there yet.
+
+    Args:
+        dataset: str. As in `prepared_directory.find_prepared`.
+        data_dir: str or `pathlib.Path`. Root of the prepared data sets.
+
+    Returns:
+        `pathlib.Path` of its newest version.
+
+    Raises:
+        FileNotFoundError: If the data set is not there and is not `"synthetic"`.
+    """
+    try:
+        return find_prepared(data_dir, dataset)
+    except FileNotFoundError:
+        if dataset != "synthetic":
+            raise
+        return prepare(dataset, data_dir=data_dir)
+
+
+def _check_options(path, options):
+    directory = PreparedDirectory(path)
+    if not directory.is_whole:
+        raise ValueError(f"{path} is not a prepared data set: remove it")
+    before = {"group_by": Preparation().group_by, **directory.report["options"]}
+    now = json.loads(json.dumps(options))
+    changed = [name for name in now if now[name] != before.get(name)]
+    if changed:
+        listing = ", ".join(f"{name}={before.get(name)!r}, not {now[name]!r}" for name in changed)
+        raise ValueError(
+            f"{path} was prepared with {listing}: give --overwrite or another --data_dir"
+        )
+
+
+def describe(report):
+    """Describes a preparation: rows of each raw file, requests of each split, the data set's notes.
+
+    Args:
+        report: dict. `PreparedDirectory.report`.
+
+    Yields:
+        str, one or more lines of text.
+    """
+    yield f"\n{'':36}{'read':>12}{'kept':>12}"
+    for source, rows in report["sources"].items():
+        yield f"{source:36}{rows['read']:12,}{rows['kept']:12,}"
+        for reason, dropped in rows["dropped"].items():
+            first = f", first: {dropped['places'][0]}" if dropped["places"] else ""
+            yield f"  dropped {dropped['rows']:,}: {reason}{first}"
+    yield f"\n{'':36}{'requests':>12}{'candidates':>12}{'label rate':>12}"
+    for split, counts in report["splits"].items():
+        yield (
+            f"{split:36}{counts['requests']:12,}{counts['candidates']:12,}"
+            f"{counts['label_rate']:12.4f}"
+        )
+    for name, value in report.items():
+        if name not in ("options", "sources", "splits"):
+            yield f"\n{name}: {json.dumps(value)}"

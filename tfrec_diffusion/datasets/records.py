@@ -1,0 +1,123 @@
+"""Encodes the requests of a data set as the records of its TFRecord files."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from tensorflow_datasets.proto import tf_example_pb2
+
+from tfrec_diffusion import schema as schema_lib
+
+# An entry of a request that is counted and not written: days since 1970 on the log's own clock. No
+# feature can have the name.
+DAY = "day of the log"
+
+
+class Split(NamedTuple):
+    """How the requests of a split are made, in parts that any process can work on.
+
+    Args:
+        encode: callable. Takes a part and returns an iterator of `(unique key, request)`. It can be
+            pickled. A request is a dict by name: integers for user and context features and for
+            `group_id`, which is one number per user; int32 arrays for candidate, history and
+            behavior features, the newest of at most `history_length` behaviors last; a float32
+            array for `label`; and an integer for `DAY` where that is known.
+        parts: list. What `encode` is called with, in this order.
+    """
+
+    encode: Callable
+    parts: list
+
+
+class RecordEncoder:
+    """Serializes requests as the `tf.train.Example`s that `Schema.record_spec` parses.
+
+    Args:
+        schema: `schema.Schema`. Schema of the data set.
+        group_by: str. As in `preparation.Preparation`.
+    """
+
+    def __init__(self, schema, group_by):
+        self._schema = schema
+        self._grouped = group_by == "request"
+        self._scalars = (schema_lib.GROUP_ID, *(f.name for f in schema.group("user", "context")))
+        self._candidates = tuple(f.name for f in schema.group("candidate"))
+        self._history = tuple(f.name for f in schema.group("history", "behavior"))
+
+    def __call__(self, split, part, counts):
+        """Makes the records of a part of a split.
+
+        Args:
+            split: `Split`. The split.
+            part: One of `split.parts`.
+            counts: `collections.Counter`. Counts of the split, to which those of the part are
+                added.
+
+        Yields:
+            Pairs of a unique key (str or int) and a record (bytes).
+
+        Raises:
+            ValueError: If a request's lists do not have the lengths that they must have.
+        """
+        requests = split.encode(part)
+        for key, request in self._joined(requests) if self._grouped else requests:
+            labels = np.asarray(request[schema_lib.LABEL], "<f4")
+            yield key, self._serialized(request, labels)
+            clicks = int(labels.sum())
+            counts["requests"] += 1
+            counts["candidates"] += labels.size
+            counts["clicks"] += clicks
+            counts["behaviors"] += len(request[self._history[0]])
+            if DAY in request:
+                counts["candidates", int(request[DAY])] += labels.size
+                counts["clicks", int(request[DAY])] += clicks
+
+    def _joined(self, requests):
+        first_key, joined = None, []
+        for key, request in requests:
+            if joined and not self._alike(joined[0], request):
+                yield first_key, self._join(joined)
+                joined = []
+            first_key = first_key if joined else key
+            joined.append(request)
+        if joined:
+            yield first_key, self._join(joined)
+
+    def _alike(self, one, other):
+        names = (*self._scalars, *self._history)
+        return one.get(DAY) == other.get(DAY) and all(
+            np.array_equal(one[name], other[name]) for name in names
+        )
+
+    def _join(self, requests):
+        if len(requests) == 1:
+            return requests[0]
+        names = (schema_lib.LABEL, *self._candidates)
+        lists = {name: np.concatenate([request[name] for request in requests]) for name in names}
+        return {**requests[0], **lists}
+
+    def _serialized(self, request, labels):
+        # Entries in the order of their names, so that equal requests are equal bytes.
+        record = tf_example_pb2.Example()
+        entries = record.features.feature
+        for name in self._scalars:
+            entries[name].int64_list.value.append(int(request[name]))
+        entries[schema_lib.LABEL].bytes_list.value.append(labels.tobytes())
+        for name in self._candidates:
+            _add_rows(entries, name, request[name], labels.size)
+        length = len(request[self._history[0]])
+        if length > self._schema.history_length:
+            raise ValueError(
+                f"{self._history[0]!r} must have at most {self._schema.history_length} behaviors. "
+                f"Received: {length}"
+            )
+        for name in self._history:
+            _add_rows(entries, name, request[name], length)
+        return record.SerializeToString(deterministic=True)
+
+
+def _add_rows(entries, name, rows, length):
+    rows = np.asarray(rows, "<i4")
+    if rows.shape != (length,):
+        raise ValueError(f"{name!r} must have {length} entries. Received: shape {rows.shape}")
+    entries[name].bytes_list.value.append(rows.tobytes())

@@ -1,0 +1,1 @@
+"""What is in a prepared data set: text and a picture."""

@@ -1,0 +1,54 @@
+"""Exact metrics of a model on one split of its data."""
+
+import time
+
+from tfrec_diffusion import metrics
+from tfrec_diffusion.training import strategies
+
+
+def evaluate(model, data, split, batch_size, machines=None):
+    """Predicts a split and compares with its labels; shows a progress bar.
+
+    Args:
+        model: `RankingModel`.
+        data: `RequestData`.
+        split: str. One of `data.splits`.
+        batch_size: int. Requests in a batch.
+        machines: `Machines` that the model lies on, or `None`. If `None`, this machine. Defaults
+            to `None`.
+
+    Returns:
+        dict of `auc`, `gauc` (by user, weighted by impressions), `log_loss`, `impressions`,
+        `click_rate`, `seconds`, `samples_per_second`.
+    """
+    start = time.perf_counter()
+    machines = machines or strategies.create("one")
+    probabilities, labels, groups = machines.predict(model, data, split, batch_size)
+    seconds = time.perf_counter() - start
+    return {
+        "auc": metrics.auc(labels, probabilities),
+        "gauc": metrics.gauc(labels, probabilities, groups),
+        "log_loss": metrics.log_loss(labels, probabilities),
+        "impressions": len(labels),
+        "click_rate": float(labels.mean()),
+        "seconds": seconds,
+        "samples_per_second": len(labels) / seconds,
+    }
+
+
+def describe(split, result, reachable=None):
+    """One line on an `evaluate` result, beside the best that the data allow where that is known.
+
+    Args:
+        split: str. Its name.
+        result: dict. What `evaluate` returned.
+        reachable: dict or `None`. `RequestData.best_reachable` of the split. Defaults to `None`.
+
+    Returns:
+        str.
+    """
+    line = "  ".join(f"{name} {result[name]:.4f}" for name in ("auc", "gauc", "log_loss"))
+    line = f"{split}: {line}  ({result['impressions']} impressions)"
+    if reachable:
+        line += f"  best reachable: auc {reachable['auc']:.4f}  gauc {reachable['gauc']:.4f}"
+    return line

@@ -1,0 +1,205 @@
+"""A training run: where it stands, how it goes on, what it ends with."""
+
+import math
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrec_diffusion.input_pipeline import replica_batch_size
+from tfrec_diffusion.provenance import provenance
+from tfrec_diffusion.training.callbacks import Checkpoints, Interrupted, Scalars, steps_taken
+from tfrec_diffusion.training.evaluation import describe, evaluate
+
+
+class Run:
+    """A training run in its directory: where it stands, and how it goes on.
+
+    Only the chief writes there; all processes of a run must see it.
+
+    Args:
+        directory: `RunDirectory`.
+        data: `RequestData`.
+        model: A compiled `RankingModel`.
+        machines: `Machines` that the model lies on.
+        batch_size: int. Requests a step.
+        seed: int. Seed of the order.
+        checkpoint_every: int. Steps between checkpoints.
+
+    Raises:
+        ValueError: If the replicas cannot share `batch_size` out evenly, or another process of the
+            run sees another directory there.
+    """
+
+    def __init__(self, directory, data, model, machines, batch_size, seed, checkpoint_every):
+        replica_batch_size(batch_size, machines.strategy.num_replicas_in_sync)
+        self.directory = directory
+        self.data = data
+        self.model = model
+        self.machines = machines
+        self.batch_size = batch_size
+        self.seed = seed
+        self.checkpoint_every = checkpoint_every
+        self.steps_per_epoch = data.num_batches("train", batch_size)
+        self._seconds = tf.Variable(0.0, dtype=tf.float64)
+        with machines.strategy.scope():
+            model.optimizer.build(model.trainable_variables)
+        # TensorFlow follows a Keras 3 model to its trainable weights only: no moving averages, no
+        # states of random generators.
+        state = [*model.variables, *model.optimizer.variables]
+        checkpoint = tf.train.Checkpoint(
+            state=[variable.value for variable in state], seconds=self._seconds
+        )
+        self._manager = tf.train.CheckpointManager(
+            checkpoint, str(directory.checkpoints), max_to_keep=2
+        )
+        if self._manager.latest_checkpoint:
+            checkpoint.restore(self._manager.latest_checkpoint).assert_consumed()
+        # Looked up before any process goes on to write.
+        self._validated = len(directory.validation)
+        seen = machines.gather(np.array([[self.step, self._validated]]))
+        if (seen != seen[0]).any():
+            raise ValueError(
+                "`model_dir` must be one directory that every machine sees. Received: "
+                f"{directory.path}, with steps and epochs done {seen.tolist()}, by worker"
+            )
+        self._scalars = Scalars(directory.tensorboard) if machines.is_chief else None
+
+    @property
+    def step(self):
+        """Steps done so far, over all epochs."""
+        return steps_taken(self.model)
+
+    @property
+    def requests(self):
+        """Requests trained on so far, over all epochs."""
+        epochs, steps = divmod(self.step, self.steps_per_epoch)
+        return epochs * self.data.num_requests("train") + steps * self.batch_size
+
+    @property
+    def training_seconds(self):
+        """Seconds spent in training steps so far, over all interruptions."""
+        return float(self._seconds)
+
+    def train(self, epochs):
+        """Trains to the end of epoch `epochs`, from where the run stands, and reports.
+
+        Args:
+            epochs: int. Number of epochs of the whole run.
+
+        Returns:
+            int. The exit status, which is that of a signal if one came.
+        """
+        if len(self.directory.validation) >= epochs and self.machines.is_chief:
+            print(f"{self.directory.path} is trained already; evaluating it")
+        try:
+            self.fit(epochs)
+        except Interrupted as stop:
+            print(
+                f"\n{stop}: stopped at step {self.step} of {epochs * self.steps_per_epoch}; "
+                "the same command goes on from here"
+            )
+            return 128 + stop.signal_number
+        self.report()
+        return 0
+
+    def fit(self, epochs):
+        """Trains to the end of epoch `epochs`, from where the run stands.
+
+        Args:
+            epochs: int. Number of epochs of the whole run.
+
+        Raises:
+            Interrupted: On SIGINT or SIGTERM, when a checkpoint is written.
+        """
+        for epoch in range(epochs):
+            if self.step < (epoch + 1) * self.steps_per_epoch:
+                self._fit_epoch(epoch, epochs)
+                self._save()
+            elif epoch < self._validated:
+                continue
+            self._validate(epoch)
+
+    def _save(self):
+        self.machines.synchronize(self.model)
+        if self.machines.is_chief:
+            self._manager.save(checkpoint_number=self.step)
+
+    def _fit_epoch(self, epoch, epochs):
+        first_batch = self.step - epoch * self.steps_per_epoch
+        if first_batch and self.machines.is_chief:
+            print(f"resuming epoch {epoch + 1} of {epochs} at step {first_batch}")
+        with Checkpoints(self._save, self.checkpoint_every, self.machines.agree) as checkpoints:
+            callbacks = [_Clock(self._seconds), checkpoints]
+            if self._scalars:
+                callbacks.append(self._scalars)
+            self.machines.fit(
+                self.model, self.data, self.batch_size, self.seed, epoch, first_batch, callbacks
+            )
+
+    def _validate(self, epoch):
+        result = evaluate(self.model, self.data, "validation", self.batch_size, self.machines)
+        if not self.machines.is_chief:
+            return
+        print(describe("validation", result))
+        self._scalars.write({f"validation/{k}": result[k] for k in ("auc", "gauc")}, self.step)
+        history = [*self.directory.validation[:epoch], result]
+        best = max(range(epoch + 1), key=lambda past: _defined(history[past]["auc"]))
+        if best == epoch:
+            self.directory.save_model(self.model)
+        self.directory.write_validation(history)
+
+    def report(self):
+        """Evaluates the best epoch on every split but train; prints and writes the metrics."""
+        steps, requests = self.step, self.requests
+        # All wait for the chief, which may be writing the model.
+        self.machines.gather(np.zeros(1))
+        self.model.load_weights(self.directory.model_file)
+        splits = {
+            split: evaluate(self.model, self.data, split, self.batch_size, self.machines)
+            for split in self.data.splits
+            if split != "train"
+        }
+        if not self.machines.is_chief:
+            return
+        reachable = {split: self.data.best_reachable(split) for split in splits}
+        for split, result in splits.items():
+            print(describe(split, result, reachable[split]))
+        seconds = self.training_seconds
+        self.directory.write_metrics(
+            {
+                "splits": splits,
+                "best_reachable": reachable,
+                "validation_by_epoch": self.directory.validation,
+                "steps": steps,
+                "training_seconds": seconds,
+                "training_requests_per_second": requests / seconds,
+                "flags": self.directory.flags,
+                **provenance(),
+                "command": sys.argv,
+            }
+        )
+        print(f"{self.directory.metrics_file}: {seconds:.0f} s of training, {steps} steps")
+
+
+def _defined(auc):
+    """An AUC to compare by: that of a split with one class (NaN, null in files) is the worst."""
+    return -1.0 if auc is None or math.isnan(auc) else auc
+
+
+class _Clock(keras.callbacks.Callback):
+    """Adds the seconds of each step to a variable."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self._seconds = seconds
+
+    def on_train_begin(self, logs=None):
+        self._last = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        now = time.perf_counter()
+        self._seconds.assign_add(now - self._last)
+        self._last = now

@@ -1,0 +1,124 @@
+"""Starts a run: its machines, data, model and directory put together."""
+
+import contextlib
+import inspect
+import os
+
+import keras
+
+from tfrec_diffusion import models
+from tfrec_diffusion.files import lock
+from tfrec_diffusion.input_pipeline import RequestData
+from tfrec_diffusion.losses import LogLoss
+from tfrec_diffusion.optimizers import LazyAdam
+from tfrec_diffusion.training import cluster, restarts, strategies
+from tfrec_diffusion.training.run import Run
+from tfrec_diffusion.training.run_directory import RunDirectory
+
+_RESULT_FLAGS = (
+    "dataset",
+    "data_dir",
+    "model",
+    "set",
+    "batch_size",
+    "epochs",
+    "learning_rate",
+    "history_length",
+    "seed",
+    "mixed_precision",
+    "jit_compile",
+    "strategy",
+    "steps_per_execution",
+    "global_clipnorm",
+)
+
+
+def train(options, model_arguments, find_data):
+    """Trains a model, or goes on with a run, or takes part in one as this process's task says.
+
+    Args:
+        options: The parsed flags of `flags.train`, or an object with the same attributes.
+        model_arguments: dict. Constructor arguments of the model.
+        find_data: callable. Returns the directory of the prepared data set; the chief calls it
+            before all others.
+
+    Returns:
+        int or `None`. The exit status.
+
+    Raises:
+        ValueError: If an option cannot be used, or the directory holds another run.
+        OSError: If the data are missing, or another process trains in the directory.
+    """
+    directory = RunDirectory(options.model_dir)
+    if cluster.is_served(options.strategy):
+        return restarts.serve(directory)
+    try:
+        return _train(options, model_arguments, find_data, directory)
+    except restarts.LOST as error:
+        if options.strategy in ("one", "mirrored"):
+            raise
+        restarts.start_again(error, directory)
+
+
+def _train(options, model_arguments, find_data, directory):
+    machines = strategies.create(options.strategy)
+    if_all_may(machines, lambda: machines.is_chief and find_data())
+    data = RequestData(find_data(), options.history_length)
+    flags = {name: getattr(options, name) for name in _RESULT_FLAGS}
+    flags["data_dir"] = os.path.abspath(options.data_dir)
+    claim = (flags, machines.layout, data.schema)
+    model = _compiled_model(options, model_arguments, data, machines)
+    with contextlib.ExitStack() as claimed:
+
+        def claim_for_all():
+            directory.path.mkdir(parents=True, exist_ok=True)
+            claimed.enter_context(lock(directory.path, "training in"))
+            directory.claim(*claim)
+
+        if_all_may(machines, lambda: machines.is_chief and claim_for_all())
+        if_all_may(machines, lambda: machines.is_chief or directory.check_claim(*claim))
+        run = Run(
+            directory, data, model, machines,
+            options.batch_size, options.seed, options.checkpoint_every,
+        )  # fmt: skip
+        return run.train(options.epochs)
+
+
+def _compiled_model(options, arguments, data, machines):
+    if "curriculum_steps" in inspect.signature(models.get(options.model)).parameters:
+        steps = options.epochs * data.num_batches("train", options.batch_size)
+        arguments = {"curriculum_steps": steps, **arguments}
+    dtype = "mixed_bfloat16" if options.mixed_precision else "float32"
+    keras.utils.set_random_seed(options.seed)
+    with machines.strategy.scope():
+        model = models.create(options.model, schema=data.schema, dtype=dtype, **arguments)
+        model.compile(
+            LazyAdam(options.learning_rate, global_clipnorm=options.global_clipnorm),
+            LogLoss(),
+            weighted_metrics=[keras.metrics.AUC(name="auc")],
+            steps_per_execution=options.steps_per_execution or machines.steps_per_execution,
+            jit_compile=options.jit_compile and machines.jit_compile,
+        )
+    return model
+
+
+def if_all_may(machines, action):
+    """Does something that a process may refuse; then all end, as none may wait for another.
+
+    Args:
+        machines: `Machines` of the run.
+        action: callable.
+
+    Raises:
+        ValueError, OSError: What `action` raises, or that another process's did.
+    """
+    refusal = None
+    try:
+        action()
+    except (ValueError, OSError) as error:
+        refusal = error
+    refused = machines.agree(int(refusal is not None))
+    if refusal:
+        raise refusal
+    if refused:
+        raise ValueError("another machine of the run has refused to start: its output says why")
