@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework import ops as framework_ops
 from tensorflow_datasets.core import shuffle
 
 from tfrec_diffusion.schema import Feature, Schema, Table
@@ -31,6 +32,11 @@ def _seed():
 def _let_go():
     """What a module's tests have built and compiled is not kept for the next module's."""
     yield
+    # TensorFlow registers the gradients that are written out, as Dice's is, for ever, and with each
+    # of them the graphs that it was traced in.
+    registered = framework_ops.gradient_registry._registry
+    for name in [name for name in registered if name.startswith("CustomGradient-")]:
+        del registered[name]
     keras.backend.clear_session()  # collects garbage, too
 
 

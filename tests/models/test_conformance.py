@@ -159,6 +159,8 @@ def test_mixed_precision_scores_nearly_the_same(name, model, schema, make_reques
     assert scores.dtype == "float32"
     # On average: rounding may send one behavior of DiffuMIN to another channel.
     assert np.abs(scores - expected).mean() < 0.05 * expected.std()
+    policy = keras.saving.deserialize_keras_object(mixed.get_config()["dtype"])
+    assert policy.name == "mixed_bfloat16"
     mixed.compile(keras.optimizers.SGD(0.1), LogLoss(), run_eagerly=True)
     mixed.train_on_batch(features, (features["item"] % 2).astype("f"))
     dtypes = {weight.dtype for weight in mixed.weights}

@@ -93,6 +93,14 @@ def uninterrupted(data_dir, tmp_path_factory):
     return model_dir
 
 
+@pytest.fixture(scope="module")
+def one_epoch(data_dir, tmp_path_factory):
+    model_dir = tmp_path_factory.mktemp("one_epoch")
+    code, _, stderr = run(*train_arguments(data_dir, model_dir, "--epochs=1"))
+    assert code == 0, stderr
+    return model_dir
+
+
 def test_a_run_leaves_metrics_a_model_and_events(uninterrupted):
     metrics = json.loads((uninterrupted / "metrics.json").read_text())
     assert set(metrics["splits"]) == {"validation", "test"}
@@ -138,12 +146,11 @@ def test_a_run_that_died_while_validating_resumes_to_the_same_result(
     assert_same_result(tmp_path, uninterrupted)
 
 
-def test_more_epochs_train_on(data_dir, uninterrupted, tmp_path):
-    code, _, stderr = run(*train_arguments(data_dir, tmp_path, "--epochs=1"))
+def test_more_epochs_train_on(data_dir, uninterrupted, one_epoch, tmp_path):
+    model_dir = shutil.copytree(one_epoch, tmp_path / "run")
+    code, _, stderr = run(*train_arguments(data_dir, model_dir))
     assert code == 0, stderr
-    code, _, stderr = run(*train_arguments(data_dir, tmp_path))
-    assert code == 0, stderr
-    assert weights_and_metrics(tmp_path)[1:] == weights_and_metrics(uninterrupted)[1:]
+    assert_same_result(model_dir, uninterrupted)
 
 
 def test_a_model_dir_is_one_processs(uninterrupted, data_dir):
@@ -173,13 +180,13 @@ def test_data_with_other_history_lengths_do_not_continue_a_run(uninterrupted, da
 def test_a_validation_split_of_one_class_is_no_reason_to_lose_the_model(data_dir, tmp_path):
     one_class = {"auc": math.nan, "gauc": math.nan, "log_loss": 0.1, "impressions": 9}
     with patch.object(running, "evaluate", Mock(return_value=one_class)):
-        code, _, stderr = run(*train_arguments(data_dir, tmp_path))
+        code, _, stderr = run(*train_arguments(data_dir, tmp_path, "--epochs=1"))
     assert code == 0, stderr
     assert (tmp_path / "model.keras").exists()
     assert json.loads((tmp_path / "validation.json").read_text())[0]["auc"] is None
 
 
-def test_the_best_epoch_is_kept_and_all_steps_are_counted(data_dir, tmp_path):
+def test_the_best_epoch_is_kept_and_all_steps_are_counted(data_dir, one_epoch, tmp_path):
     worse_and_worse = iter([0.9, 0.8, 0.7, 0.7])
     with patch.object(
         running, "evaluate", lambda *_: {"auc": next(worse_and_worse), "gauc": 0.5, "log_loss": 0.1,
@@ -191,12 +198,8 @@ def test_the_best_epoch_is_kept_and_all_steps_are_counted(data_dir, tmp_path):
     best = RunDirectory(tmp_path).load_model()
     epochs = 2
     assert steps == epochs * -(-5058 // 32)
-    first = tmp_path / "first"
-    code, _, stderr = run(*train_arguments(data_dir, first, "--epochs=1"))
-    assert code == 0, stderr
-    for weight, expected in zip(
-        best.weights, RunDirectory(first).load_model().weights, strict=True
-    ):
+    of_first = RunDirectory(one_epoch).load_model()
+    for weight, expected in zip(best.weights, of_first.weights, strict=True):
         np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-6)
 
 
