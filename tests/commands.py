@@ -1,4 +1,4 @@
-"""Runs the package's commands in this process, as a user would run them in one of their own."""
+"""Runs the package's commands and tools in this process, as a user would run them in theirs."""
 
 import contextlib
 import importlib
@@ -12,11 +12,16 @@ from tfrec_diffusion import command, flags
 def run(name, *arguments):
     """Runs `python -m tfrec_diffusion.<name>`; returns its exit status, stdout and stderr."""
     main = importlib.import_module(f"tfrec_diffusion.{name}").main
+    arguments = [name, *map(str, arguments)]
+    return ended(main, getattr(flags, name), arguments, takes_rest=name == "compare")
+
+
+def ended(main, define_flags, argv, **more):
+    """As `run`, of any `main` that `command.run` can run."""
     with (
         contextlib.redirect_stdout(io.StringIO()) as stdout,
         contextlib.redirect_stderr(io.StringIO()) as stderr,
         pytest.raises(SystemExit) as stop,
     ):
-        arguments = [name, *map(str, arguments)]
-        command.run(main, getattr(flags, name), arguments, takes_rest=name == "compare")
+        command.run(main, define_flags, argv, **more)
     return stop.value.code or 0, stdout.getvalue(), stderr.getvalue()

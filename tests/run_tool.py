@@ -1,14 +1,10 @@
 """Runs a tool of tools/, in this process or as a user runs it."""
 
-import contextlib
-import io
 import pathlib
 import subprocess
 import sys
 
-import pytest
-
-from tfrec_diffusion import command
+import commands
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -30,13 +26,7 @@ def run(tool, *arguments):
 
 def ended(tool, *arguments):
     """As `run`, but returns the exit status, and what it printed on stdout and on stderr."""
-    with (
-        contextlib.redirect_stdout(io.StringIO()) as stdout,
-        contextlib.redirect_stderr(io.StringIO()) as stderr,
-        pytest.raises(SystemExit) as stop,
-    ):
-        command.run(tool.main, tool.define_flags, [tool.__name__, *arguments])
-    return stop.value.code, stdout.getvalue(), stderr.getvalue()
+    return commands.ended(tool.main, tool.define_flags, [tool.__name__, *arguments])
 
 
 def run_as_user(path, *arguments):

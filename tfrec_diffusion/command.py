@@ -13,7 +13,7 @@ from absl import flags
 _NOT_SET = {"schema", "dtype", "raw_dir", "data_dir"}
 
 
-def run(main, define_flags=None, argv=None, takes_rest=False):
+def run(main, define_flags, argv=None, takes_rest=False):
     """Parses a command's flags, calls `main(values)` and exits.
 
     Wrong flags, and `ValueError`s, `OSError`s and TensorFlow's own errors (wrong or damaged input),
@@ -21,9 +21,7 @@ def run(main, define_flags=None, argv=None, takes_rest=False):
 
     Args:
         main: callable. Called with the parsed `absl.flags.FlagValues`; may return an exit status.
-        define_flags: callable or `None`. Called with the `absl.flags.FlagValues` to define flags
-            in. If `None`, the flags are those that modules have defined in `absl.flags.FLAGS`.
-            Defaults to `None`.
+        define_flags: callable. Called with the `absl.flags.FlagValues` to define flags in.
         argv: list of str or `None`. If `None`, `sys.argv`. Defaults to `None`.
         takes_rest: bool. Whether `main` is called with a second argument, the list of what follows
             `--`. Defaults to `False`.
@@ -32,10 +30,8 @@ def run(main, define_flags=None, argv=None, takes_rest=False):
     if takes_rest and "--" in argv:
         end = argv.index("--")
         argv, rest = argv[:end], argv[end + 1 :]
-    values = flags.FLAGS
-    if define_flags is not None:
-        values = flags.FlagValues()
-        define_flags(values)
+    values = flags.FlagValues()
+    define_flags(values)
     flags.DEFINE_boolean("traceback", False, "show where an error came from", flag_values=values)
     try:
         _parse(values, argv)

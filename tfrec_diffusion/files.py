@@ -12,13 +12,15 @@ INCOMPLETE = "incomplete."  # what begins so is not whole yet, or was left by a 
 
 @contextlib.contextmanager
 def written_aside(path):
-    """Yields a path beside `path` to write a file or a directory to.
+    """Has a file or a directory written beside its place, which it takes when it is whole.
 
-    What is there at the end of the `with` block takes the place of `path` at once, so that `path`
-    is never half written. After an error `path` stays as it was.
+    It takes its place at the end of the `with` block. After an error `path` stays as it was.
 
     Args:
         path: str or `pathlib.Path`. An existing file is replaced, an existing directory is not.
+
+    Yields:
+        `pathlib.Path` to write to.
 
     Raises:
         OSError: If `path` is a directory that is not empty.
@@ -32,7 +34,12 @@ def written_aside(path):
 
 
 def write_json(path, value):
-    """Writes JSON so that `path` is old or new, never half of it; NaN is null, as JSON has none."""
+    """Writes JSON so that `path` is old or new, never half of it.
+
+    Args:
+        path: str or `pathlib.Path`.
+        value: What JSON can hold. NaN becomes null, as JSON has none.
+    """
     value = json.loads(json.dumps(value), parse_constant=lambda _: None)
     with written_aside(path) as aside:
         aside.write_text(json.dumps(value, indent=1) + "\n")
@@ -83,7 +90,7 @@ def replaceable(directory, doing):
     with lock(directory.parent, doing):
         # The lock says that no living process writes them.
         for left in directory.parent.glob(f"{INCOMPLETE}*"):
-            shutil.rmtree(left)
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         _settle(directory, aside)
         try:
             yield aside

@@ -1,4 +1,4 @@
-"""Every flag of the package's commands, in one place, known without importing TensorFlow."""
+"""The flags of the six commands, in one place, known without importing TensorFlow."""
 
 import sys
 
@@ -164,8 +164,11 @@ def compare(values):
 
 
 def _prepared(values):
-    known = f"a prepared data set: one of {sorted(names.DATASETS)}, or logs/<name of the spec file>"
-    flags.DEFINE_string("dataset", None, known, required=True, flag_values=values)
+    plain = sorted(names.DATASETS.keys() - {"logs", "clustered"})
+    flags.DEFINE_string(
+        "dataset", None, f"a prepared data set: one of {plain}, logs/<name of the spec file> or "
+        "clustered/<name of the data set that was clustered>", required=True, flag_values=values,
+    )  # fmt: skip
     _data_dir(values)
 
 

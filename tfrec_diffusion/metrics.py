@@ -29,6 +29,18 @@ def auc(labels, scores):
     return gauc(labels, scores, np.zeros(np.shape(labels), np.int64))
 
 
+def comparable(auc):
+    """An AUC to choose the best by: that of a split with one class is worse than any.
+
+    Args:
+        auc: float or `None`. NaN of a split with one class, or null as files have it.
+
+    Returns:
+        float.
+    """
+    return -1.0 if auc is None or math.isnan(auc) else auc
+
+
 def gauc(labels, scores, groups):
     """Group AUC: the mean of the groups' AUCs, weighted by their numbers of rows.
 

@@ -29,7 +29,7 @@ DATASETS = {
     "taobao": "taobao.Taobao",
 }
 
-# `--strategy`: see `training.machines`.
+# `--strategy`: see `training.strategies.create`.
 STRATEGIES = ("one", "mirrored", "multi_worker", "parameter_server")
 
 # `--group_by`: see `datasets.preparation.Preparation`.

@@ -132,7 +132,7 @@ def _sum_at_last(indices, values, table_rows):
 
     The scratch vector has an int32 for each row of the table, an eighth of a table of dim 8.
     `tf.unique` hashes on one thread and is slower for tables of up to tens of millions of rows
-    (tools/benchmarks/optimizer.py).
+    (tools/benchmarks/optimizer_speed.py).
     """
     count = tf.size(indices)
     position = tf.range(count)

@@ -67,7 +67,11 @@ class PreparedDirectory:
         return json.loads((self.path / _REPORT_FILE).read_text(encoding="utf-8"))
 
     def write_report(self, report):
-        """Writes `report.json`, as the last file of a preparation."""
+        """Writes `report.json`.
+
+        Args:
+            report: dict.
+        """
         text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
         (self.path / _REPORT_FILE).write_text(text, encoding="utf-8")
 

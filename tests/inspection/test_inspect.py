@@ -124,8 +124,10 @@ class TestFirstRequests:
 
 
 def test_one_split(inspect, tmp_path):
-    status, out, _ = inspect("--split=test", f"--picture={tmp_path / 'a.png'}")
-    assert status == 0 and out.endswith(f"\n\n{tmp_path / 'a.png'}\n")
+    # Without an ending, the picture is a PNG.
+    status, out, _ = inspect("--split=test", f"--picture={tmp_path / 'a'}")
+    assert status == 0 and out.endswith(f"\n\n{tmp_path / 'a'}\n")
+    assert (tmp_path / "a").read_bytes().startswith(b"\x89PNG")
     assert list(table(out, "Splits")) == ["split", "test"]
     assert out.count("\ntest, request ") == 3 and "train" not in out
     # The report of the test split has no days, as that of a data set that knows none.

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec_diffusion import models, prepare
+from tfrec_diffusion import models
+from tfrec_diffusion.datasets.preparation import prepare
 from tfrec_diffusion.input_pipeline import RequestData
 from tfrec_diffusion.losses import LogLoss
 from tfrec_diffusion.optimizers import LazyAdam
@@ -181,7 +182,7 @@ def test_wrong_arguments(wrong, message, schema):
 def test_losses_fall_on_real_data(tmp_path):
     if not TAOBAO.exists():
         pytest.skip(f"no real sample at {TAOBAO}")
-    data = RequestData(prepare.prepare("taobao", raw_dir=str(TAOBAO), data_dir=str(tmp_path)))
+    data = RequestData(prepare("taobao", raw_dir=TAOBAO, data_dir=tmp_path))
     model = models.create("diffumin", schema=data.schema, sampling_steps=2, embedding_stddev=0.3)
     model.compile(LazyAdam(0.003), LogLoss(), jit_compile=False)
 

@@ -255,7 +255,7 @@ def test_a_version_whose_warm_up_fails_is_refused(versions, tmp_path):
 
 
 def test_a_directory_without_versions(tmp_path):
-    with pytest.raises(ValueError, match="must hold versions"):
+    with pytest.raises(FileNotFoundError, match="must hold versions"):
         StandIn({"doubler": tmp_path})
 
 

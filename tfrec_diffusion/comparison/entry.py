@@ -2,12 +2,12 @@
 
 import dataclasses
 import itertools
-import math
 import pathlib
 from typing import NamedTuple
 
 from tfrec_diffusion.comparison.clustering import Clustering
 from tfrec_diffusion.comparison.run import Run
+from tfrec_diffusion.metrics import comparable
 
 
 class DataSet(NamedTuple):
@@ -139,7 +139,7 @@ class Entry:
         if not runs or not all(run.is_finished for run in runs):
             return None
         aucs = {run.learning_rate: run.validation_auc for run in runs}
-        return max(runs, key=lambda run: _defined(aucs[run.learning_rate]))
+        return max(runs, key=lambda run: comparable(aucs[run.learning_rate]))
 
     def finished(self):
         """list of those of its `Run`s that are finished."""
@@ -161,10 +161,6 @@ class Entry:
             return f"{len(self.finished())} of {len(self.learning_rates)} learning rates"
         finished = len(self.results())
         return f"{finished} of {self.num_seeds} seeds" if finished < self.num_seeds else ""
-
-
-def _defined(auc):
-    return -1.0 if math.isnan(auc) else auc
 
 
 def by_data_set(entries):

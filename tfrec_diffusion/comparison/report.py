@@ -27,7 +27,7 @@ def write(entries, splits, output, picture):
     for path in (output, picture):
         path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(picture) as aside:
-        draw(sections).savefig(aside, dpi=150)
+        draw(sections).savefig(aside, dpi=150, format=picture.suffix[1:] or "png")
     link = os.path.relpath(picture, output.parent)
     with written_aside(output) as aside:
         aside.write_text("\n".join(markdown(sections, link)) + "\n", encoding="utf-8")

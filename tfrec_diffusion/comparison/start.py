@@ -32,16 +32,17 @@ def compare(options, train_flags, parse):
     model_dir = pathlib.Path(options.model_dir)
     output = pathlib.Path(options.output or model_dir / "compare.md")
     picture = pathlib.Path(options.picture or output.with_suffix(".png"))
+    splits = ["all"] if "all" in options.splits else options.splits
     entries = _entries(options, model_dir, train_flags, parse)
     model_dir.mkdir(parents=True, exist_ok=True)
     with lock(model_dir, "comparing models in"):
         try:
             with scheduler.interruptible():
-                _check(entries, options.splits, parse)
+                _check(entries, splits, parse)
                 scheduler.work(
                     entries,
                     options.jobs,
-                    lambda: report.write(entries, options.splits, output, picture),
+                    lambda: report.write(entries, splits, output, picture),
                 )
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here")

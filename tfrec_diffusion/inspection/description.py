@@ -54,4 +54,4 @@ def describe(directory, *, picture, split=None, requests=3):
     drawn = curves(data.schema, counts, days)
     drawn.to_csv(picture.with_suffix(".csv"), index=False)
     with written_aside(picture) as aside:
-        draw(drawn, data.schema).savefig(aside, dpi=120)
+        draw(drawn, data.schema).savefig(aside, dpi=120, format=picture.suffix[1:] or "png")

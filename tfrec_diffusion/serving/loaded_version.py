@@ -1,13 +1,12 @@
 """A version of any model, loaded from its SavedModel: `PredictRequest`s in, responses out."""
 
-import pathlib
-
 import grpc
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-_WARM_UP = pathlib.Path("assets.extra", "tf_serving_warmup_requests")
+from tfrec_diffusion.serving import WARM_UP_FILE, numbered_versions
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -52,7 +51,7 @@ class LoadedVersion:
         saved = saved_model_pb2.SavedModel.FromString((directory / "saved_model.pb").read_bytes())
         self.signatures = dict(saved.meta_graphs[0].signature_def)
         self._model = tf.saved_model.load(str(directory))  # keeps what its functions use
-        self._warm_up(directory / _WARM_UP)
+        self._warm_up(directory / WARM_UP_FILE)
 
     def predict(self, request):
         """Runs a signature.
@@ -118,12 +117,11 @@ def load_versions(directory):
         dict of `LoadedVersion` by number.
 
     Raises:
-        ValueError: If there is no version, or a warm-up request fails.
+        FileNotFoundError: If there is no version.
+        ValueError: If a warm-up request fails.
     """
-    paths = [path for path in pathlib.Path(directory).iterdir() if path.name.isdecimal()]
-    if not paths:
-        raise ValueError(f"{directory} must hold versions, directories named by numbers")
-    return {version.number: version for version in map(LoadedVersion, paths)}
+    versions = numbered_versions(directory)
+    return {number: LoadedVersion(path) for number, path in versions.items()}
 
 
 def _tensor(name, proto, spec):

@@ -12,11 +12,11 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from tfrec_diffusion.files import lock, written_aside
 from tfrec_diffusion.provenance import provenance
+from tfrec_diffusion.serving import WARM_UP_FILE, numbered_versions
 from tfrec_diffusion.serving.example_requests import as_examples, example_requests
 from tfrec_diffusion.serving.served_model import ServedModel
 
 DESCRIPTION_FILE = "describe.json"
-WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"  # where TF Serving looks
 _WARM_UP_CANDIDATES = (1, 100)
 
 
@@ -95,6 +95,9 @@ def with_dtype(model, dtype):
     Args:
         model: `RankingModel`.
         dtype: str. As `"mixed_bfloat16"`.
+
+    Returns:
+        `RankingModel`.
     """
     other = type(model).from_config({**model.get_config(), "dtype": dtype})
     other.set_weights(model.get_weights())
@@ -113,10 +116,8 @@ def newest_version(export_dir):
     Raises:
         FileNotFoundError: If there is none.
     """
-    versions = [path for path in pathlib.Path(export_dir).iterdir() if path.name.isdecimal()]
-    if not versions:
-        raise FileNotFoundError(f"{export_dir} must hold versions, directories named by numbers")
-    return max(versions, key=lambda path: int(path.name))
+    versions = numbered_versions(export_dir)
+    return versions[max(versions)]
 
 
 def warm_up_requests(served):

@@ -7,7 +7,11 @@ import tensorflow as tf
 
 
 class Interrupted(Exception):
-    """Training was asked to stop; a checkpoint holds where it stood."""
+    """Training was asked to stop; a checkpoint holds where it stood.
+
+    Args:
+        signal_number: int. The signal that asked.
+    """
 
     def __init__(self, signal_number):
         super().__init__(signal.Signals(signal_number).name)
@@ -24,7 +28,7 @@ class Checkpoints(keras.callbacks.Callback):
         save: callable. Called to save one; a killed run must find its last whole one.
         every: int. Steps between checkpoints.
         agree: callable. Called after each execution with the signal that came, or 0; returns the
-            one to stop on, the same in every process of the run. Defaults to the signal itself.
+            one to stop on, the same in every process of the run. If not given, the signal itself.
 
     Raises:
         Interrupted: From `fit`, once the step at hand is done and saved.
@@ -91,7 +95,12 @@ class Scalars(keras.callbacks.Callback):
             self._written = step
 
     def write(self, values, step):
-        """Writes a dict of named scalars."""
+        """Writes scalars.
+
+        Args:
+            values: dict of float by name.
+            step: int. The optimizer's step that they belong to.
+        """
         with self.writer.as_default(step=step):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
@@ -99,7 +108,14 @@ class Scalars(keras.callbacks.Callback):
 
 
 def steps_taken(model):
-    """Steps that a model's optimizer has taken, also where its variables lie on several devices."""
+    """Steps that a model's optimizer has taken, also where its variables lie on several devices.
+
+    Args:
+        model: Compiled `RankingModel`.
+
+    Returns:
+        int.
+    """
     return int(model.optimizer.iterations.numpy())
 
 

@@ -51,6 +51,9 @@ def is_served(strategy):
     Args:
         strategy: str. One of `names.STRATEGIES`.
 
+    Returns:
+        bool.
+
     Raises:
         ValueError: As `job`.
     """
@@ -58,7 +61,11 @@ def is_served(strategy):
 
 
 def serve(is_over):
-    """Does what the chief says until `is_over()`, which is asked once a second."""
+    """Does what the chief says.
+
+    Args:
+        is_over: callable. Asked once a second whether to stop.
+    """
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     server = tf.distribute.Server(
         resolver.cluster_spec(), resolver.task_type, resolver.task_id, protocol="grpc"

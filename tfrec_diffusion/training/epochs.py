@@ -29,6 +29,15 @@ def fit_epoch(model, epoch, steps, callbacks, executions, verbose):
 
 
 def chunks(first, last, size):
-    """Yields (first batch, number of batches) of each chunk of batches `first` to `last - 1`."""
+    """Cuts batches into chunks.
+
+    Args:
+        first: int. The first batch.
+        last: int. The batch after the last.
+        size: int. Batches of a chunk; the last one may be smaller.
+
+    Yields:
+        (first batch, number of batches) of each chunk.
+    """
     for begin in range(first, last, size):
         yield begin, min(size, last - begin)

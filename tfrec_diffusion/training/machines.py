@@ -12,10 +12,10 @@ class Machines:
         strategy: `tf.distribute.Strategy`.
 
     Attributes:
-        is_chief: Whether this process writes what a run leaves.
-        layout: dict of what must stay as it is for a run to go on.
-        steps_per_execution: What a run has where it is not told.
-        jit_compile: Whether XLA can compile the steps.
+        is_chief: bool. Whether this process writes what a run leaves.
+        layout: dict. What must stay as it is for a run to go on.
+        steps_per_execution: int. What a run has where it is not told.
+        jit_compile: bool. Whether XLA can compile the steps.
     """
 
     is_chief = True
@@ -76,17 +76,34 @@ class Machines:
         return tuple(self.gather(np.concatenate(column)) for column in zip(*rows, strict=True))
 
     def gather(self, array):
-        """The arrays of all workers behind each other, on every worker."""
+        """The arrays of all workers behind each other, on every worker.
+
+        Args:
+            array: numpy array of shape (rows, ...); each worker's has rows of its own number.
+
+        Returns:
+            numpy array of shape (rows of all, ...).
+        """
         return array
 
     def agree(self, number):
-        """The greatest of the workers' numbers."""
+        """The greatest of the workers' numbers.
+
+        Args:
+            number: int.
+
+        Returns:
+            int, the same on every worker.
+        """
         return int(self.gather(np.array([number])).max())
 
     def synchronize(self, model):
         """Makes the model the same everywhere, to be saved or to predict.
 
         Replicas have moving averages of their own rows: all become their mean.
+
+        Args:
+            model: `RankingModel`.
         """
         if self.strategy.num_replicas_in_sync > 1:
             self._once(_make_average, model)()

@@ -50,7 +50,8 @@ def start_again(error, directory):
         directory: `RunDirectory`.
 
     Raises:
-        tf.errors.OpError: `error`, after as many times without a new checkpoint.
+        tf.errors.OpError: `error`, if the process has started again ten times without a new
+            checkpoint.
     """
     checkpoint = str(tf.train.latest_checkpoint(directory.checkpoints))
     restarts, since = json.loads(os.environ.get(_RESTARTS, '[0, ""]'))

@@ -1,6 +1,5 @@
 """A training run: where it stands, how it goes on, what it ends with."""
 
-import math
 import sys
 import time
 
@@ -9,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec_diffusion.input_pipeline import replica_batch_size
+from tfrec_diffusion.metrics import comparable
 from tfrec_diffusion.provenance import provenance
 from tfrec_diffusion.training.callbacks import Checkpoints, Interrupted, Scalars, steps_taken
 from tfrec_diffusion.training.evaluation import describe, evaluate
@@ -146,7 +146,7 @@ class Run:
         print(describe("validation", result))
         self._scalars.write({f"validation/{k}": result[k] for k in ("auc", "gauc")}, self.step)
         history = [*self.directory.validation[:epoch], result]
-        best = max(range(epoch + 1), key=lambda past: _defined(history[past]["auc"]))
+        best = max(range(epoch + 1), key=lambda past: comparable(history[past]["auc"]))
         if best == epoch:
             self.directory.save_model(self.model)
         self.directory.write_validation(history)
@@ -182,11 +182,6 @@ class Run:
             }
         )
         print(f"{self.directory.metrics_file}: {seconds:.0f} s of training, {steps} steps")
-
-
-def _defined(auc):
-    """An AUC to compare by: that of a split with one class (NaN, null in files) is the worst."""
-    return -1.0 if auc is None or math.isnan(auc) else auc
 
 
 class _Clock(keras.callbacks.Callback):

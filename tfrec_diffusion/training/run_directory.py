@@ -79,7 +79,7 @@ class RunDirectory:
             schema: `Schema`. As in `claim`.
 
         Raises:
-            FileNotFoundError: If there is no run: the chief of this one has claimed another
+            FileNotFoundError: If there is no run here, because the chief has claimed another
                 directory.
             ValueError: As `claim`.
         """
@@ -126,7 +126,11 @@ class RunDirectory:
         return json.loads(path.read_text()) if path.exists() else []
 
     def write_validation(self, metrics_by_epoch):
-        """Writes `validation.json`."""
+        """Writes `validation.json`.
+
+        Args:
+            metrics_by_epoch: list of dict.
+        """
         write_json(self.path / _VALIDATION_FILE, metrics_by_epoch)
 
     @property
@@ -135,7 +139,11 @@ class RunDirectory:
         return json.loads(self.metrics_file.read_text()) if self.metrics_file.exists() else None
 
     def write_metrics(self, metrics):
-        """Writes `metrics.json`."""
+        """Writes `metrics.json`, which says that the run has ended.
+
+        Args:
+            metrics: dict.
+        """
         write_json(self.metrics_file, metrics)
 
     @property
@@ -146,7 +154,11 @@ class RunDirectory:
     # Its model
 
     def save_model(self, model):
-        """Writes `model.keras`."""
+        """Writes `model.keras`.
+
+        Args:
+            model: `RankingModel`.
+        """
         with written_aside(self.path / _MODEL_FILE) as aside:
             model.save(aside)
 

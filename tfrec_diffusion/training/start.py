@@ -34,7 +34,7 @@ _RESULT_FLAGS = (
 
 
 def train(options, model_arguments, find_data):
-    """Trains a model, or goes on with a run, or takes part in one as this process's task says.
+    """Starts a run or resumes one; in a worker or parameter server, serves the run's chief.
 
     Args:
         options: The parsed flags of `flags.train`, or an object with the same attributes.
@@ -110,7 +110,8 @@ def if_all_may(machines, action):
         action: callable.
 
     Raises:
-        ValueError, OSError: What `action` raises, or that another process's did.
+        ValueError, OSError: What `action` raised here.
+        ValueError: If it was refused in another process.
     """
     refusal = None
     try:

@@ -18,7 +18,6 @@ full; then the server is asked at fractions of that rate. "p99 / p50" at 0.50 is
 import concurrent.futures
 import contextlib
 import functools
-import json
 import pathlib
 import re
 import subprocess
@@ -34,7 +33,10 @@ from tfrec_diffusion import command
 from tfrec_diffusion.schema import Schema
 from tfrec_diffusion.serving.client import GrpcClient
 from tfrec_diffusion.serving.example_requests import example_requests
-from tfrec_diffusion.serving.version import DESCRIPTION_FILE, newest_version
+from tfrec_diffusion.serving.version import newest_version
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "serving"))
+from version_signatures import signature_inputs
 
 
 def define_flags(values):
@@ -188,7 +190,7 @@ def main(values):
             ["rate done", "p50", "p95", "p99", "p99 / p50", "errors"],
             rows,
         )
-        if "user_state" in json.loads((version / DESCRIPTION_FILE).read_text())["signatures"]:
+        if "user_state" in signature_inputs(version):
             print_shares(client, requests[0], values)
 
 
