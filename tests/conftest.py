@@ -3,8 +3,10 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Tests run each program a few times only: to optimize its code takes longer than that saves.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Tests run each program a few times only: to compile it quickly saves more than a quick program.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 
 import gc
 
@@ -12,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow.python.framework import ops as framework_ops
+from memory import let_go
 from tensorflow_datasets.core import shuffle
 
 from tfrec_diffusion.schema import Feature, Schema, Table
@@ -32,12 +34,7 @@ def _seed():
 def _let_go():
     """What a module's tests have built and compiled is not kept for the next module's."""
     yield
-    # TensorFlow registers the gradients that are written out, as Dice's is, for ever, and with each
-    # of them the graphs that it was traced in.
-    registered = framework_ops.gradient_registry._registry
-    for name in [name for name in registered if name.startswith("CustomGradient-")]:
-        del registered[name]
-    keras.backend.clear_session()  # collects garbage, too
+    let_go()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -46,11 +46,14 @@ def test_every_model_has_a_name(schema):
         models.create("dinn", schema=schema)
 
 
-def test_the_readmes_notebook_works_as_it_stands(tmp_path, monkeypatch):
+def test_the_readmes_notebook_works_as_it_stands(tmp_path):
     _, section = (REPOSITORY / "README.md").read_text().split("## In a notebook\n")
     (example,) = re.findall(r"```python\n(.*?)```", section, re.S)
-    monkeypatch.chdir(tmp_path)
-    prepare("synthetic", data_dir="data", users=60, items=50, categories=5, history_length=10)
-    names = {}
-    exec(example, names)
-    assert isinstance(names["model"], models.get("din")) and (tmp_path / "din.keras").exists()
+    options = {"users": 60, "items": 50, "categories": 5, "history_length": 10}
+    prepare("synthetic", data_dir=tmp_path / "data", **options)
+    example += "\nassert type(model) is models.DIN\n"
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "din.keras").exists()

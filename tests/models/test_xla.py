@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -14,16 +13,14 @@ from tfrec_diffusion import models
 
 NAMES = sorted(models.MODELS)
 PROCESSES = 2  # one by one: each may need as much memory as all other tests of models together
-# Slower programs in two thirds of the time.
-FLAGS = os.environ["XLA_FLAGS"] + " --xla_cpu_use_fusion_emitters=false"
 
 
 @pytest.fixture(scope="module")
 def trained(schema, make_requests, tmp_path_factory):
-    """Name to what `xla.py` found."""
+    """Name to what `xla_steps.py` found."""
     path = tmp_path_factory.mktemp("requests") / "requests.npz"
     np.savez(path, schema=json.dumps(schema.get_config()), **make_requests(batch=32, candidates=1))
-    command = [sys.executable, pathlib.Path(__file__).with_name("xla.py"), path]
+    command = [sys.executable, pathlib.Path(__file__).with_name("xla_steps.py"), path]
 
     @functools.cache
     def run(part):
@@ -31,7 +28,6 @@ def trained(schema, make_requests, tmp_path_factory):
             [*command, *NAMES[part::PROCESSES]],
             capture_output=True,
             text=True,
-            env={**os.environ, "XLA_FLAGS": FLAGS},
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout.splitlines()[-1])

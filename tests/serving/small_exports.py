@@ -37,7 +37,9 @@ def export_small(name, schema, directory):
     """
     schema = with_vocabularies(schema, directory)
     keras.utils.set_random_seed(0)
-    model = models.create(name, schema=schema, **SMALL.get(name, {}))
+    # So large that what a model looks at shows in its scores.
+    arguments = {"embedding_stddev": 0.5, **SMALL.get(name, {})}
+    model = models.create(name, schema=schema, **arguments)
     perturb(model)
     version = write_version(model, directory, directory / "versions")
     return model, schema, version

@@ -21,6 +21,7 @@ from tfrec_diffusion.schema import Schema
 from tfrec_diffusion.training.machines import Machines
 
 sys.path.append(str(pathlib.Path(__file__).parents[1]))  # this is a process of its own
+from memory import let_go
 from small_models import NOISY, SMALL
 
 # DIEN is compared without the loss that draws negatives.
@@ -79,7 +80,7 @@ def main(request_path):
             found["models"][name] = {"loss": fit(name, *requests, strategy)[0]}
         else:
             found["models"][name] = compare(name, *requests, strategy)
-        keras.backend.clear_session()
+        let_go()
     # Far below what the gradients have.
     for clipping in ("clipnorm", "global_clipnorm"):
         found[clipping] = compare("avg_pooling", *requests, strategy, **{clipping: 0.01})

@@ -44,6 +44,8 @@ def test_all_processes_stop_on_a_signal_to_one():
 
 
 def test_a_signal_too_late_for_a_checkpoint_is_not_forgotten():
+    # A shell's background jobs ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     checkpoints = Checkpoints(save=None, every=1)
     with pytest.raises(KeyboardInterrupt), checkpoints:
         signal.raise_signal(signal.SIGINT)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from commands import run
+from memory import let_go
 
 from tfrec_diffusion.datasets.preparation import prepare
 from tfrec_diffusion.files import lock
@@ -22,6 +23,13 @@ from tfrec_diffusion.training.run_directory import RunDirectory
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 TAOBAO = REPOSITORY.parent / "shared" / "data" / "taobao"
+
+
+@pytest.fixture(autouse=True)
+def _let_go():
+    """Every test trains anew."""
+    yield
+    let_go()
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from tfrec_diffusion.optimizers import LazyAdam
 from tfrec_diffusion.training import strategies
 
 sys.path.append(str(pathlib.Path(__file__).parents[1]))  # this is a process of its own
+from memory import let_go
 from small_models import SMALL
 
 OPTIMIZERS = {"row-wise": LazyAdam, "whole tables": keras.optimizers.Adam}
@@ -45,7 +46,7 @@ def main(directory, out):
         machines.fit(model, data, BATCH_SIZE, seed=0, epoch=0, first_batch=0, callbacks=[])
         if machines.is_chief:
             np.savez(pathlib.Path(out, f"{name} {optimizer}.npz"), *model.get_weights())
-        keras.backend.clear_session()
+        let_go()
 
 
 if __name__ == "__main__":

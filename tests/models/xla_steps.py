@@ -17,6 +17,7 @@ from tfrec_diffusion.losses import LogLoss
 from tfrec_diffusion.schema import Schema
 
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
+from memory import let_go
 from small_models import SMALL
 
 RATE, STEPS = 0.1, 3
@@ -79,7 +80,11 @@ def main(request_path, *names):
     saved = dict(np.load(request_path))
     schema = Schema.from_config(json.loads(str(saved.pop("schema"))))
     label = (saved["item"] % 2).astype("f")
-    print(json.dumps({name: compare(name, schema, saved, label) for name in names}))
+    found = {}
+    for name in names:
+        found[name] = compare(name, schema, saved, label)
+        let_go()
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
