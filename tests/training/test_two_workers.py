@@ -93,8 +93,16 @@ def both_parts(data):
     )
 
 
-@pytest.mark.parametrize(("name", "optimizer"), TRAINED)
-def test_two_workers_equal_one_device(name, optimizer, directory, trained, monkeypatch):
+@pytest.fixture
+def graphs_optimized():
+    """As they are outside of tests."""
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+# One test: several would be shared out, and the workers trained twice.
+def test_two_workers_equal_one_device(directory, trained, graphs_optimized, monkeypatch):
     draws = ("normal", "randint", "uniform")
     for module, draw in itertools.product((fusion, interest_generator), draws):
         if hasattr(module, draw):
@@ -102,11 +110,14 @@ def test_two_workers_equal_one_device(name, optimizer, directory, trained, monke
     monkeypatch.setattr(ContrastiveCalibrator, "loss", within_replicas(ContrastiveCalibrator.loss))
     data = RequestData(directory)
     assert data.num_batches("train", BATCH_SIZE) > 50
-    model = two_workers.compiled(name, optimizer, data.schema)
-    before = model.get_weights()
-    model.fit(both_parts(data), verbose=0, shuffle=False)
+    for name, optimizer in TRAINED:
+        model = two_workers.compiled(name, optimizer, data.schema)
+        before = model.get_weights()
+        model.fit(both_parts(data), verbose=0, shuffle=False)
 
-    of_workers = list(np.load(trained / f"{name} {optimizer}.npz").values())
-    for weight, ours, expected in zip(model.weights, of_workers, model.get_weights(), strict=True):
-        np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=0, err_msg=weight.path)
-    assert np.abs(of_workers[0] - before[0]).max() > 1e-3
+        of_workers = list(np.load(trained / f"{name} {optimizer}.npz").values())
+        pairs = zip(model.weights, of_workers, model.get_weights(), strict=True)
+        for weight, ours, expected in pairs:
+            message = f"{name}, {optimizer}: {weight.path}"
+            np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=0, err_msg=message)
+        assert np.abs(of_workers[0] - before[0]).max() > 1e-3
