@@ -25,6 +25,11 @@ tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 gc.freeze()
 
 
+def pytest_collection_modifyitems(items):
+    """Trainings come first: they need most memory, and what XLA compiles later is never freed."""
+    items.sort(key=lambda item: item.path.name != "test_train.py")
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     keras.utils.set_random_seed(0)

@@ -1,6 +1,5 @@
 """What TensorFlow would keep for ever of models that are not needed any more."""
 
-import ctypes
 import gc
 
 import keras
@@ -18,4 +17,3 @@ def let_go():
         del registered[name]
     keras.backend.clear_session()
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # the C library keeps what was freed
