@@ -19,7 +19,7 @@ from tfrec_diffusion.layers.arguments import (
 from tfrec_diffusion.layers.auxiliary_loss import add_mean_loss
 from tfrec_diffusion.layers.encoder import BehaviorEncoder
 from tfrec_diffusion.layers.noise import fixed_normal, normal, randint, uniform
-from tfrec_diffusion.layers.normalization import unit_scale
+from tfrec_diffusion.layers.normalization import LOWEST_LOGIT, unit_scale
 
 
 class _Generator(keras.layers.Layer):
@@ -314,6 +314,6 @@ class TargetReconstructor(_Generator):
         logits = ops.cast(ops.matmul(predicted, ops.transpose(x_0)), "float32")
         others = ops.not_equal(items[:, None], items) & real[:, -1]
         own = ops.eye(ops.shape(items)[0], dtype="bool")
-        logits = ops.where(own | others, logits, -1e30)
+        logits = ops.where(own | others, logits, LOWEST_LOGIT)
         errors = -ops.diagonal(ops.log_softmax(logits, axis=-1))
         add_mean_loss(self, errors, of_past[:, -1], self.weight, self.loss_tracker)
