@@ -10,9 +10,12 @@ def main(values):
     from tfrec_diffusion.training.evaluation import describe, evaluate
     from tfrec_diffusion.training.run_directory import RunDirectory
 
-    model, data = RunDirectory(values.model_dir).load_run(values.data_dir)
-    result = evaluate(model, data, values.split, values.batch_size)
-    print(describe(values.split, result, data.best_reachable(values.split)))
+    directory = RunDirectory(values.model_dir)
+    model, data = directory.load_run(values.data_dir)
+    keep = directory.write_predictions if values.write_predictions else None
+    result = evaluate(model, data, values.split, values.batch_size, keep=keep)
+    split = values.split
+    print(describe(split, result, data.best_reachable(split), data.oracles(split)))
 
 
 if __name__ == "__main__":

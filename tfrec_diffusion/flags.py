@@ -97,6 +97,10 @@ def evaluate(values):
         flag_values=values,
     )  # fmt: skip
     _batch_size(values)
+    flags.DEFINE_boolean(
+        "write_predictions", False, "write them into --model_dir, where compare looks for them; "
+        "only needed after older trainings, which did not", flag_values=values,
+    )  # fmt: skip
 
 
 def export(values):
@@ -132,7 +136,7 @@ def compare(values):
         "model_dir", None, "directory of the runs", required=True, flag_values=values
     )
     flags.DEFINE_string(
-        "comparison", None, "JSON file of rows, data sets and learning rates; see "
+        "comparison", None, "JSON file of rows, data sets and what to tune; see "
         "experiments/comparison.json", flag_values=values,
     )  # fmt: skip
     flags.DEFINE_multi_string(

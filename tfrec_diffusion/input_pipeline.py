@@ -140,6 +140,18 @@ class RequestData:
         """
         return self._report.get("best_reachable", {}).get(split)
 
+    def oracles(self, split):
+        """Metrics of the best predictions from what can be known, which `planted` knows.
+
+        Args:
+            split: str. One of `splits`.
+
+        Returns:
+            dict by oracle of dicts of floats `auc`, `gauc` and `log_loss`; `None` if they are not
+            known.
+        """
+        return self._report.get("oracles", {}).get(split)
+
     def shards(self, split):
         """The files of a split.
 

@@ -25,6 +25,7 @@ DATASETS = {
     "clustered": "clustered.Clustered",
     "ele_me": "ele_me.EleMe",
     "logs": "logs.Logs",
+    "planted": "planted.Planted",
     "synthetic": "synthetic.Synthetic",
     "taobao": "taobao.Taobao",
 }

@@ -94,10 +94,13 @@ class TestFinishedRuns:
         assert code == 0, err
         assert tables((tmp_path / "table.md").read_text()) == {
             "My logs, test split": {
-                "Short": ["0.01", "0.7300 ± 0.0141", "0.6300 ± 0.0141", "0.2700 ± 0.0141", "", ""],
+                "Short": [
+                    *("--learning_rate=0.01 (of 2)", "0.7300 ± 0.0141", "0.6300 ± 0.0141"),
+                    *("0.2700 ± 0.0141", "", "", "", ""),
+                ],
                 "Mean": [
-                    *("0.01", "0.7650 ± 0.0071", "0.6650 ± 0.0071", "0.2350 ± 0.0071"),
-                    *("+15.22%", "0.129"),
+                    *("--learning_rate=0.01 (of 2)", "0.7650 ± 0.0071", "0.6650 ± 0.0071"),
+                    *("0.2350 ± 0.0071", "+15.22%", "+0.0350", "", ""),
                 ],
             }
         }
@@ -126,8 +129,11 @@ class TestFinishedRuns:
         found = tables(out)
         assert list(found) == ["logs/my, validation split", "logs/my, test split"]
         assert found["logs/my, test split"] == {
-            "din": ["0.7300 ± 0.0141", "0.6300 ± 0.0141", "0.2700 ± 0.0141", "", ""],
-            other: ["0.7650 ± 0.0071", "0.6650 ± 0.0071", "0.2350 ± 0.0071", "+15.22%", "0.129"],
+            "din": ["0.7300 ± 0.0141", "0.6300 ± 0.0141", "0.2700 ± 0.0141", "", "", "", ""],
+            other: [
+                *("0.7650 ± 0.0071", "0.6650 ± 0.0071", "0.2350 ± 0.0071"),
+                *("+15.22%", "+0.0350", "", ""),
+            ],
         }
         assert tables((tmp_path / "compare.md").read_text()) == found
         assert (tmp_path / "compare.png").exists()
@@ -240,7 +246,7 @@ def test_real_trainings_interrupted_and_resumed(tmp_path):
     with lock(of_mean, "training in"):  # nobody is there any more
         assert not (of_mean / "metrics.json").exists()
     (table,) = tables((runs / "compare.md").read_text()).values()
-    assert list(table) == [*("Mean (**1 of 2 learning rates**)", "DIN (**0 of 2 learning rates**)")]
+    assert list(table) == ["Mean (**1 of 2 settings**)", "DIN (**0 of 2 settings**)"]
 
     # The same command goes on, and to the end.
     code, out, err = run(*arguments)
@@ -251,13 +257,14 @@ def test_real_trainings_interrupted_and_resumed(tmp_path):
 
     # As `python -m tfrec_diffusion.train` has measured them.
     (table,) = tables((runs / "compare.md").read_text()).values()
-    assert list(table) == ["Mean", "DIN"]
+    assert list(table) == ["Mean", "DIN", "best reachable"]
     for row, trained, dataset in (
         ("Mean", of_mean, "synthetic"),
         ("DIN", of_din, "clustered/synthetic"),
     ):
         metrics = json.loads((trained / "metrics.json").read_text())
-        assert metrics["flags"]["dataset"] == dataset and table[row][0] == "0.1"
+        assert metrics["flags"]["dataset"] == dataset
+        assert table[row][0] == "--learning_rate=0.1 (of 2)"
         of_seed_1 = {"auc": 0.5, "gauc": 0.4, "log_loss": 0.5}
         for cell, (metric, other) in zip(table[row][1:4], of_seed_1.items(), strict=True):
             one = metrics["splits"]["test"][metric]

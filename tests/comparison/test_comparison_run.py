@@ -11,7 +11,7 @@ FLAGS = ["--flagfile=a b.flags", "--epochs=2"]
 
 
 def test_its_command_and_directory(tmp_path):
-    run = Run(RUN, 3, FLAGS, tmp_path, learning_rate="0.01")
+    run = Run(RUN, 3, FLAGS, tmp_path).having("--learning_rate=0.01")
     assert run.directory == tmp_path / "din_dropout=0.2_global_clipnorm=5_learning_rate=0.01_3"
     assert run.command == [
         *(sys.executable, "-m", "tfrec_diffusion.train", "--flagfile=a b.flags", "--epochs=2"),
@@ -20,8 +20,9 @@ def test_its_command_and_directory(tmp_path):
     ]
 
 
-def test_without_a_learning_rate_it_is_that_of_the_flags(tmp_path):
+def test_without_settings_they_are_those_of_the_flags(tmp_path):
     run = Run("din", 0, FLAGS, tmp_path)
+    assert run.having("") == run
     assert run.directory == tmp_path / "din_0"
     assert run.flags == [*FLAGS, "--model=din", "--seed=0", f"--model_dir={run.directory}"]
 

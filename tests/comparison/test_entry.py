@@ -6,7 +6,7 @@ from finished_runs import finish
 from tfrec_diffusion.comparison.clustering import Clustering
 from tfrec_diffusion.comparison.entry import DataSet, Entry, by_data_set
 
-RATES = ["0.001", "0.01", "0.1"]
+RATES = [f"--learning_rate={rate}" for rate in ("0.001", "0.01", "0.1")]
 
 
 @pytest.fixture
@@ -16,59 +16,109 @@ def data_set(tmp_path):
 
 @pytest.fixture
 def tuned(data_set):
-    return Entry("DIN", "din", data_set, num_seeds=3, learning_rates=RATES)
+    return Entry("DIN", "din", data_set, num_seeds=3, tune=[RATES])
 
 
 def tune(entry, *validation_aucs):
-    for run, auc in zip(entry.of_learning_rates(), validation_aucs, strict=True):
+    for run, auc in zip(entry.tried(), validation_aucs, strict=True):
         finish(run, auc)
 
 
-class TestLearningRate:
+class TestOneGroup:
     def test_each_is_tried_with_seed_0(self, tuned):
         tried = tuned.tasks(0)
-        assert [(run.learning_rate, run.seed) for run in tried] == [(rate, 0) for rate in RATES]
+        assert [(run.run, run.seed) for run in tried] == [(f"din {rate}", 0) for rate in RATES]
         assert tuned.best() is None and tuned.of_seeds() == [] == tuned.tasks(1)
 
     def test_none_is_chosen_before_all_are_tried(self, tuned):
-        for run in tuned.of_learning_rates()[:2]:
+        for run in tuned.tried()[:2]:
             finish(run, 0.7)
-        assert tuned.best() is None and tuned.tasks(1) == []
-        assert tuned.missing() == "2 of 3 learning rates"
+        assert tuned.best() is None and tuned.tasks(1) == [] and tuned.chosen() == ""
+        assert tuned.missing() == "2 of 3 settings"
 
     def test_the_best_on_validation_is_taken_for_all_seeds(self, tuned):
         # By a little, though it is far worse on the test split.
         for run, validation, test in zip(
-            tuned.of_learning_rates(), (0.699, 0.70, 0.698), (0.95, 0.72, 0.95), strict=True
+            tuned.tried(), (0.699, 0.70, 0.698), (0.95, 0.72, 0.95), strict=True
         ):
             finish(run, validation, test=test)
-        assert tuned.best().learning_rate == "0.01"
-        assert [(run.learning_rate, run.seed) for run in tuned.of_seeds()] == [
-            *(("0.01", 0), ("0.01", 1), ("0.01", 2))
+        assert tuned.chosen() == "--learning_rate=0.01"
+        assert [(run.run, run.seed) for run in tuned.of_seeds()] == [
+            (f"din {RATES[1]}", seed) for seed in range(3)
         ]
         assert [run.seed for run in tuned.tasks(2)] == [2]
 
     def test_of_other_seeds_nothing_is_asked(self, tuned):
         tune(tuned, 0.6, 0.7, 0.65)
         finish(tuned.of_seeds()[1], 0.99)
-        assert tuned.best().learning_rate == "0.01"
+        assert tuned.chosen() == "--learning_rate=0.01"
         finish(tuned.of_seeds()[2], 0.1)
-        assert tuned.best().learning_rate == "0.01"
+        assert tuned.chosen() == "--learning_rate=0.01"
 
     def test_an_undefined_auc_is_the_worst(self, tuned):
         tune(tuned, None, 0.0, None)
-        assert tuned.best().learning_rate == "0.01"
+        assert tuned.chosen() == "--learning_rate=0.01"
 
-    def test_if_none_is_given_all_seeds_can_run_at_once(self, data_set):
+    def test_without_any_all_seeds_can_run_at_once(self, data_set):
         entry = Entry("DIN", "din", data_set, num_seeds=2)
-        assert [run.learning_rate for run in entry.of_seeds()] == [None, None]
+        assert [run.run for run in entry.of_seeds()] == ["din", "din"]
         assert [entry.tasks(seed)[0].seed for seed in range(2)] == [0, 1]
-        assert entry.num_runs == 2 and entry.missing() == "0 of 2 seeds"
+        assert entry.num_runs == 2 and entry.missing() == "0 of 2 seeds" and entry.chosen() == ""
+
+
+class TestSeveralGroups:
+    """Each is tried with the best of those before."""
+
+    @pytest.fixture
+    def entry(self, data_set):
+        groups = [RATES[:2], ["", "units=4", "units=8 --epochs=2"], ["dropout=0.1", ""]]
+        return Entry("DIN", "din", data_set, num_seeds=2, tune=groups)
+
+    def unfinished(self, entry):
+        return [run.run for run in entry.tasks(0) if not run.is_finished]
+
+    def test_to_the_end(self, entry):
+        assert entry.num_tried == 5 and entry.num_runs == 6
+        assert self.unfinished(entry) == [f"din {rate}" for rate in RATES[:2]]
+        tune(entry, 0.6, 0.7)
+        # An empty setting has been tried already.
+        assert self.unfinished(entry) == [
+            f"din {RATES[1]} units=4",
+            f"din {RATES[1]} units=8 --epochs=2",
+        ]
+        assert entry.missing() == "2 of 5 settings" and entry.tasks(1) == []
+        tune(entry, 0.6, 0.7, 0.69, 0.72)
+        assert self.unfinished(entry) == [f"din {RATES[1]} units=8 --epochs=2 dropout=0.1"]
+        tune(entry, 0.6, 0.7, 0.69, 0.72, 0.71)
+        assert entry.chosen() == f"{RATES[1]} units=8 --epochs=2"
+        assert [run.run for run in entry.tasks(1)] == [f"din {entry.chosen()}"]
+        assert entry.missing() == "1 of 2 seeds" and len(entry.finished()) == 5
+        finish(entry.of_seeds()[1])
+        assert entry.missing() == "" and len(entry.finished()) == entry.num_runs
+
+    def test_the_row_as_it_stands_may_be_the_best(self, entry):
+        tune(entry, 0.7, 0.6)
+        tune(entry, 0.7, 0.6, 0.69, 0.68)
+        tune(entry, 0.7, 0.6, 0.69, 0.68, 0.65)
+        assert entry.chosen() == RATES[0] and entry.num_tried == 5
+
+    def test_a_single_alternative_is_no_run_of_its_own(self, data_set):
+        groups = [["--epochs=2"], ["units=2", "units=4"], ["dropout=0.1"]]
+        entry = Entry("DIN", "din", data_set, num_seeds=2, tune=groups)
+        assert self.unfinished(entry) == ["din --epochs=2 units=2", "din --epochs=2 units=4"]
+        tune(entry, 0.7, 0.8)
+        assert self.unfinished(entry) == ["din --epochs=2 units=4 dropout=0.1"]
+        assert entry.num_tried == 3 and entry.missing() == "0 of 2 seeds"
+
+    def test_each_setting_can_be_checked_before_anything_is_run(self, entry):
+        runs = [run.run for run in entry.unclustered()]
+        assert "din units=8 --epochs=2" in runs and f"din {RATES[0]}" in runs
+        assert [run.run for run in Entry("DIN", "din", entry.data_set, 2).unclustered()] == ["din"]
 
 
 class TestResults:
     def test_what_is_missing(self, tuned):
-        assert tuned.missing() == "0 of 3 learning rates" and tuned.num_runs == 5
+        assert tuned.missing() == "0 of 3 settings" and tuned.num_runs == 5
         tune(tuned, 0.6, 0.7, 0.65)
         assert tuned.missing() == "1 of 3 seeds" and len(tuned.finished()) == 3
         for seed, run in enumerate(tuned.of_seeds()):
@@ -94,7 +144,7 @@ class TestClustered:
     @pytest.fixture
     def entry(self, data_set, tuned):
         return Entry(
-            *("TWIN-V2", "twin_v2", data_set, 2, RATES), clustered_by=tuned,
+            *("TWIN-V2", "twin_v2", data_set, 2, [RATES]), clustered_by=tuned,
             clustering=["--set=recent=5"],
         )  # fmt: skip
 
@@ -118,15 +168,15 @@ class TestClustered:
         schema.save(directory)
 
     def test_the_other_row_goes_first(self, entry):
-        assert entry.tasks(0) == [] == entry.of_learning_rates()
-        assert entry.missing() == "0 of 3 learning rates" and entry.num_runs == 4
+        assert entry.tasks(0) == [] == entry.tried()
+        assert entry.missing() == "0 of 3 settings" and entry.num_runs == 4
 
     def test_then_the_clustering(self, entry, trained, schema, tmp_path):
         (clustering,) = entry.tasks(0)
         assert isinstance(clustering, Clustering) and not clustering.is_finished
         place = f"clustered_by_{trained.name}_--set=recent=5"
         assert clustering.directory == trained.with_name(place)
-        assert entry.of_learning_rates() == []
+        assert entry.tried() == []
         assert clustering.command[1:] == [
             *("-m", "tfrec_diffusion.prepare", "--dataset=clustered"),
             f"--raw_dir={tmp_path / 'data' / 'logs' / 'my' / '1.2.0'}",
@@ -140,7 +190,7 @@ class TestClustered:
         (clustering,) = entry.tasks(0)
         self.prepare(clustering, schema)
         runs = entry.tasks(0)
-        assert [run.learning_rate for run in runs] == RATES
+        assert [run.run for run in runs] == [f"twin_v2 {rate}" for rate in RATES]
         assert runs[0].directory == clustering.directory / "twin_v2_learning_rate=0.001_0"
         assert runs[0].flags[:3] == [
             *("--dataset=logs", "--dataset=clustered/small", f"--data_dir={clustering.directory}")

@@ -9,7 +9,7 @@ from tfrec_diffusion.comparison.entry import DataSet
 COMPARISON = {
     "rows": {
         "Short": {"run": "din max_length={short}"},
-        "Mean": {"run": "avg_pooling"},
+        "Mean": {"run": "avg_pooling", "tune": [["", "units={short}"], ["dropout=0.1", ""]]},
         "Clusters": {
             "run": "twin_v2",
             "clustered_by": "Mean",
@@ -55,11 +55,20 @@ class TestFile:
         assert entries[2].clustered_by is entries[1] and entries[5].clustered_by is entries[4]
         assert entries[2].clustering == ["--set=recent=7"] and entries[1].clustered_by is None
 
-    def test_learning_rates(self, read):
-        assert read()[0].learning_rates == ["0.001", "0.03"]
-        assert read(learning_rates=["1e-4"])[0].learning_rates == ["1e-4"]
+    def test_what_rows_are_tuned_by(self, read):
+        rates = ["--learning_rate=0.001", "--learning_rate=0.03"]
+        short, mean, *_ = read()
+        assert short.tune == [rates]
+        assert mean.tune == [rates, ["", "units=7"], ["dropout=0.1", ""]]
+        assert read(learning_rates=["1e-4"])[0].tune == [["--learning_rate=1e-4"]]
         untuned = {name: COMPARISON[name] for name in ("rows", "data_sets")}
-        assert read(untuned)[0].learning_rates == []
+        assert [entry.tune for entry in read(untuned)[:2]] == [[], mean.tune[1:]]
+
+    @pytest.mark.parametrize("tune", ["units=4", ["units=4"], [[]], [[4]], {"units": [4]}])
+    def test_other_groups_are_refused(self, read, tune):
+        rows = {"Mean": {"run": "avg_pooling", "tune": tune}}
+        with pytest.raises(ValueError, match="`tune` of Mean must be a list of lists of strings"):
+            read({**COMPARISON, "rows": rows})
 
     def test_the_first_row_is_always_there(self, read):
         entries = read(row_names=["Mean"], data_set_names=["Other"])
@@ -127,8 +136,9 @@ class TestRuns:
         first, second = plan.from_runs(runs, data_set, 3)
         assert (first.row, first.run, first.data_set) == ("din", "din", data_set)
         assert second.row == second.run == runs[1]
-        assert first.num_runs == 3 and first.shown and first.learning_rates == ()
+        assert first.num_runs == 3 and first.shown and first.tune == []
 
     def test_they_can_be_tuned(self, tmp_path):
         (entry,) = plan.from_runs(["din"], DataSet("a", [], tmp_path), 3, ["0.1", "0.2"])
-        assert entry.learning_rates == ["0.1", "0.2"] and entry.num_runs == 4
+        assert entry.tune == [["--learning_rate=0.1", "--learning_rate=0.2"]]
+        assert entry.num_runs == 4

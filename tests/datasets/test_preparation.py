@@ -76,7 +76,7 @@ def test_flags_have_the_defaults_of_a_preparation():
         ((), "--dataset"),
         (
             ("--dataset=tabao",),
-            "value should be one of <alibaba|amazon_books|clustered|ele_me|logs|synthetic|taobao>",
+            f"value should be one of <{'|'.join(sorted(names.DATASETS))}>",
         ),
         (("--dataset=taobao", "--set=lenght=3"), "one of: history_length=200, min_count=1"),
         (

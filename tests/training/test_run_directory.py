@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 from small_models import write_vocabularies
 
@@ -63,3 +64,30 @@ def test_a_model_that_cannot_be_read_says_which_version_wrote_it(tmp_path):
     directory.write_metrics({"versions": {"tfrec_diffusion": "0.0.7"}})
     with pytest.raises(ValueError, match=r"written by version 0\.0\.7 of tfrec_diffusion"):
         directory.load_model()
+
+
+def test_predictions_come_back_as_they_were(tmp_path):
+    directory = RunDirectory(tmp_path)
+    assert directory.predictions("test") is None
+    probabilities = np.array([0.1, 1 / 3, 0.9], np.float32)
+    directory.write_predictions("test", probabilities, np.array([0.0, 1.0, 1.0]), [7, 2**40, 7])
+    found = directory.predictions("test")
+    np.testing.assert_array_equal(found.probabilities, probabilities)
+    assert (found.labels.tolist(), found.groups.tolist()) == ([0, 1, 1], [7, 2**40, 7])
+    assert [column.dtype.name for column in found] == ["float32", "int8", "int64"]
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.test.npz"]
+    assert directory.predictions("validation") is None
+
+
+def test_predictions_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    directory = RunDirectory(tmp_path)
+    directory.write_predictions("test", [0.5], [1], [7])
+
+    def fail(path, **_):
+        path.write_text("half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(np, "savez_compressed", fail)
+    with pytest.raises(OSError, match="full"):
+        directory.write_predictions("test", [0.6], [1], [7])
+    assert directory.predictions("test").probabilities.tolist() == [0.5]

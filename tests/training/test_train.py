@@ -18,6 +18,7 @@ from memory import let_go
 
 from tfrec_diffusion.datasets.preparation import prepare
 from tfrec_diffusion.files import lock
+from tfrec_diffusion.metrics import auc, gauc
 from tfrec_diffusion.training import run as running
 from tfrec_diffusion.training.run_directory import RunDirectory
 
@@ -115,6 +116,17 @@ def test_a_run_leaves_metrics_a_model_and_events(uninterrupted):
     assert metrics["splits"]["validation"]["auc"] == best
     assert list(uninterrupted.glob("tensorboard/events*"))
     assert (uninterrupted / "vocabularies").is_dir()
+
+
+def test_a_run_leaves_what_it_predicted(uninterrupted):
+    directory = RunDirectory(uninterrupted)
+    for split, metrics in directory.metrics["splits"].items():
+        predicted = directory.predictions(split)
+        assert auc(predicted.labels, predicted.probabilities) == metrics["auc"]
+        assert gauc(predicted.labels, predicted.probabilities, predicted.groups) == metrics["gauc"]
+        # They are whole before the metrics say that the run has ended.
+        assert directory.predictions_file(split).stat().st_mtime <= directory.ended_at
+    assert directory.predictions("train") is None
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +255,21 @@ def test_a_finished_run_is_not_trained_again(data_dir, uninterrupted):
     code, stdout, _ = run(*train_arguments(data_dir, uninterrupted))
     assert code == 0
     assert "is trained already" in stdout and "loss:" not in stdout
+
+
+def test_evaluate_adds_predictions_that_are_missing(uninterrupted, tmp_path):
+    for name in ("model.keras", "flags.json", "schema.json"):
+        shutil.copy(uninterrupted / name, tmp_path)
+    shutil.copytree(uninterrupted / "vocabularies", tmp_path / "vocabularies")
+    directory = RunDirectory(tmp_path)
+    code, _, stderr = run("evaluate", f"--model_dir={tmp_path}")
+    assert code == 0, stderr
+    assert directory.predictions("test") is None
+    code, _, stderr = run("evaluate", f"--model_dir={tmp_path}", "--write_predictions")
+    assert code == 0, stderr
+    expected = RunDirectory(uninterrupted).predictions("test")
+    for column, of_training in zip(directory.predictions("test"), expected, strict=True):
+        np.testing.assert_allclose(column, of_training, atol=1e-6)
 
 
 def test_evaluate_and_export(data_dir, uninterrupted, tmp_path):

@@ -27,16 +27,17 @@ class DataSet(NamedTuple):
 class Entry:
     """A row on a data set.
 
-    Each learning rate is tried with seed 0; that with the best AUC on the validation split is taken
-    for all seeds.
+    It is tuned by one group of alternatives after the other: each alternative is tried with seed 0
+    beside the best of the groups before, and that with the best AUC on the validation split stays.
+    What is left in the end is trained with all seeds.
 
     Args:
         row: str. Name of the row.
         run: str. As of `Run`.
         data_set: `DataSet`.
         num_seeds: int. Seeds from 0 on.
-        learning_rates: list of str. To choose from. If empty, the learning rate is that of the
-            flags. Defaults to `()`.
+        tune: list of lists of str. Groups of alternatives; each is what `Run.having` adds, and an
+            empty one the row as it stands. Defaults to `()`.
         clustered_by: `Entry` or `None`. The entry whose model clusters the data set first. If
             `None`, it is not clustered. Defaults to `None`.
         clustering: list of str. Flags of `tfrec_diffusion.prepare` for that. Defaults to `()`.
@@ -49,7 +50,7 @@ class Entry:
         run,
         data_set,
         num_seeds,
-        learning_rates=(),
+        tune=(),
         clustered_by=None,
         clustering=(),
         shown=True,
@@ -58,7 +59,7 @@ class Entry:
         self.run = run
         self.data_set = data_set
         self.num_seeds = num_seeds
-        self.learning_rates = learning_rates
+        self.tune = tune
         self.clustered_by = clustered_by
         self.clustering = clustering
         self.shown = shown
@@ -80,29 +81,37 @@ class Entry:
         clustering = self._clustering()
         if clustering and not clustering.is_finished:
             return [clustering]
-        return self.of_learning_rates()
+        return self.tried()
 
-    def of_learning_rates(self):
-        """The run with seed 0 of each learning rate.
+    def tried(self):
+        """The runs with seed 0 that the tuning takes, as far as they are known yet.
 
         Returns:
             list of `Run`. Empty before the data set is clustered.
         """
-        if not self.clustered_by:
-            return self.unclustered()
-        clustering = self._clustering()
-        if not clustering or not clustering.is_finished:
-            return []
-        flags = [*self.data_set.flags, *clustering.train_flags]
-        return self._runs(flags, clustering.directory)
+        first = self._first()
+        return _tuned(first, self.tune, _best)[0] if first else []
 
     def unclustered(self):
-        """As `of_learning_rates`, on the data set as it is before it is clustered."""
-        return self._runs(self.data_set.flags, self.data_set.directory)
+        """A run of every setting to try, on the data set as it is before it is clustered.
 
-    def _runs(self, flags, directory):
-        rates = self.learning_rates or (None,)
-        return [Run(self.run, 0, flags, directory, rate) for rate in rates]
+        Returns:
+            list of `Run`.
+        """
+        run = self._unclustered()
+        return [run.having(setting) for group in self.tune for setting in group] or [run]
+
+    def _unclustered(self):
+        return Run(self.run, 0, self.data_set.flags, self.data_set.directory)
+
+    def _first(self):
+        if not self.clustered_by:
+            return self._unclustered()
+        clustering = self._clustering()
+        if not clustering or not clustering.is_finished:
+            return None
+        flags = [*self.data_set.flags, *clustering.train_flags]
+        return Run(self.run, 0, flags, clustering.directory)
 
     def _clustering(self):
         best = self.clustered_by and self.clustered_by.best()
@@ -112,7 +121,7 @@ class Entry:
         """The run of each seed.
 
         Returns:
-            list of `Run`. Empty before the learning rate is chosen.
+            list of `Run`. Empty before the settings are chosen.
         """
         best = self.best()
         if not best:
@@ -120,30 +129,36 @@ class Entry:
         return [dataclasses.replace(best, seed=seed) for seed in range(self.num_seeds)]
 
     @property
+    def num_tried(self):
+        """int. Runs with seed 0 from the first to the last."""
+        # As many whatever is chosen.
+        return len(_tuned(self._unclustered(), self.tune, lambda runs: runs[0])[0])
+
+    @property
     def num_runs(self):
         """int. Runs from the first to the last."""
-        return max(1, len(self.learning_rates)) + self.num_seeds - 1
+        return self.num_tried + self.num_seeds - 1
 
     # What has come out
 
     def best(self):
-        """The run with seed 0 of the learning rate that is taken.
+        """The run with seed 0 of the settings that are taken.
 
         Returns:
-            `Run`. The one with the best validation AUC, or the only one, finished or not. `None`
-            before all have been tried.
+            `Run`, finished or not if there was nothing to choose. `None` before all that it is
+            chosen from are finished.
         """
-        runs = self.of_learning_rates()
-        if len(runs) == 1:
-            return runs[0]
-        if not runs or not all(run.is_finished for run in runs):
-            return None
-        aucs = {run.learning_rate: run.validation_auc for run in runs}
-        return max(runs, key=lambda run: comparable(aucs[run.learning_rate]))
+        first = self._first()
+        return _tuned(first, self.tune, _best)[1] if first else None
+
+    def chosen(self):
+        """str. The settings that tuning has chosen. Empty if none, or none yet."""
+        best = self.best()
+        return best.run.removeprefix(self.run).strip() if best else ""
 
     def finished(self):
         """list of those of its `Run`s that are finished."""
-        return [run for run in (*self.of_learning_rates(), *self.of_seeds()[1:]) if run.is_finished]
+        return [run for run in (*self.tried(), *self.of_seeds()[1:]) if run.is_finished]
 
     def results(self):
         """list of dicts: metrics by split of each seed that is finished."""
@@ -157,10 +172,35 @@ class Entry:
         """
         if self.failed:
             return "failed"
-        if len(self.learning_rates) > 1 and not self.best():
-            return f"{len(self.finished())} of {len(self.learning_rates)} learning rates"
+        if self.num_tried > 1 and not self.best():
+            return f"{len(self.finished())} of {self.num_tried} settings"
         finished = len(self.results())
         return f"{finished} of {self.num_seeds} seeds" if finished < self.num_seeds else ""
+
+
+def _tuned(run, groups, choose):
+    """The runs that tuning takes, and the one that it ends with.
+
+    `choose` takes the runs of a group, and returns one of them, or `None` if that cannot be told
+    yet; then the groups behind it are left out.
+    """
+    tried = []
+    for group in groups:
+        runs = [run.having(setting) for setting in group]
+        if len(runs) > 1:
+            tried += [run for run in runs if run not in tried]
+        run = choose(runs)
+        if run is None:
+            return tried, None
+    return (tried if run in tried else [*tried, run]), run
+
+
+def _best(runs):
+    if len(runs) > 1:
+        if not all(run.is_finished for run in runs):
+            return None
+        return max(runs, key=lambda run: comparable(run.validation_auc))
+    return runs[0]
 
 
 def by_data_set(entries):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tfrec_diffusion.comparison.statistics import welch
+from tfrec_diffusion.comparison.differences import differences
 
 _INCHES_A_LETTER = 0.08
 _SURE = 0.05  # p below which a marker is filled
@@ -30,7 +30,7 @@ def draw(sections):
     axes.set_ylim(len(rows) - 0.5, -0.5)
     figure.supxlabel(
         f"Mean ± standard deviation; dashed: {rows[0]};\n"
-        f"filled: differs from it with p < {_SURE}; gray: not all seeds yet.",
+        f"filled: differs from it with p < {_SURE} (Holm); gray: not all seeds yet.",
         fontsize="small",
     )
     return figure
@@ -40,15 +40,14 @@ def _draw_panel(axes, entries, split):
     base = _aucs(entries[0], split)
     if len(base):
         axes.axvline(base.mean(), color="0.5", linestyle="--", linewidth=1)
-    for place, entry in enumerate(entries):
+    for place, (entry, found) in enumerate(zip(entries, differences(entries, split), strict=True)):
         aucs = _aucs(entry, split)
         if not len(aucs):
             continue
-        p = welch(aucs, base)
         axes.errorbar(
             aucs.mean(), place, xerr=aucs.std(ddof=1) if len(aucs) > 1 else None,
             fmt="o", capsize=3, color="C0" if not entry.missing() else "0.6",
-            markerfacecolor=None if p is not None and p < _SURE else "white",
+            markerfacecolor=None if found and found.p < _SURE else "white",
         )  # fmt: skip
     axes.set_title(f"{entries[0].data_set.name}, {split}", fontsize="medium")
     axes.set_xlabel("AUC")

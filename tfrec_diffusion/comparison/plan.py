@@ -21,7 +21,8 @@ def from_runs(runs, data_set, num_seeds, learning_rates=()):
     Returns:
         list of `Entry`.
     """
-    return [Entry(run, run, data_set, num_seeds, learning_rates) for run in dict.fromkeys(runs)]
+    tune = _groups(learning_rates)
+    return [Entry(run, run, data_set, num_seeds, tune) for run in dict.fromkeys(runs)]
 
 
 def from_file(
@@ -59,7 +60,9 @@ def from_file(
     if not rows or not data_sets:
         raise ValueError(f"{path} needs a row and a data set")
     if learning_rates is None:
-        learning_rates = [str(rate) for rate in comparison.get("learning_rates", ())]
+        learning_rates = comparison.get("learning_rates", ())
+    for row in rows:
+        _check_groups(f"{path}: `tune` of {row}", rows[row].get("tune", []))
     shown = {next(iter(rows)), *_choose("rows", row_names, rows)}
     needed = shown | {rows[row].get("clustered_by") for row in shown}
     entries = []
@@ -77,7 +80,13 @@ def from_file(
                     ),
                     # To cluster, seed 0 will do.
                     num_seeds=num_seeds if row in shown else 1,
-                    learning_rates=learning_rates,
+                    tune=[
+                        *_groups(learning_rates),
+                        *(
+                            [setting.format(**data_sets[name]) for setting in group]
+                            for group in rows[row].get("tune", ())
+                        ),
+                    ],
                     clustered_by=of_data_set[rows[row].get("clustered_by")],
                     clustering=shlex.split(
                         rows[row].get("clustering", "").format(**data_sets[name])
@@ -91,6 +100,19 @@ def from_file(
                 ) from None
         entries += list(of_data_set.values())[1:]
     return entries
+
+
+def _groups(learning_rates):
+    """What an entry is tuned by: the learning rates, as one group."""
+    return [[f"--learning_rate={rate}" for rate in learning_rates]] if learning_rates else []
+
+
+def _check_groups(what, groups):
+    if not isinstance(groups, list) or not all(
+        isinstance(group, list) and group and all(isinstance(setting, str) for setting in group)
+        for group in groups
+    ):
+        raise ValueError(f"{what} must be a list of lists of strings. Received: {groups}")
 
 
 def _choose(flag, names, known):

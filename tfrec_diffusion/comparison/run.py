@@ -20,32 +20,37 @@ class Run:
         seed: int.
         common_flags: list of str. Flags of `tfrec_diffusion.train` that come before them.
         parent: str or `pathlib.Path`. Directory that the run's own is in.
-        learning_rate: str or `None`. If `None`, that of the flags. Defaults to `None`.
     """
 
     run: str
     seed: int
     common_flags: list[str]
     parent: str | pathlib.Path
-    learning_rate: str | None = None
+
+    def having(self, more):
+        """The run with more settings, which count where it has them already.
+
+        Args:
+            more: str. Constructor arguments and flags as in `run`, or empty.
+
+        Returns:
+            `Run`.
+        """
+        return dataclasses.replace(self, run=f"{self.run} {more}".strip())
 
     @property
     def directory(self):
         """`pathlib.Path` of its own directory, which is named after it."""
-        words = (word.lstrip("-") for word in self._words())
+        words = (word.lstrip("-") for word in shlex.split(self.run))
         return pathlib.Path(self.parent, f"{file_name(' '.join(words))}_{self.seed}")
 
     @property
     def flags(self):
         """list of str. Flags of `tfrec_diffusion.train`."""
-        model, *words = self._words()
+        model, *words = shlex.split(self.run)
         settings = [word if word.startswith("--") else f"--set={word}" for word in words]
         own = [f"--seed={self.seed}", f"--model_dir={self.directory}"]
         return [*self.common_flags, f"--model={model}", *settings, *own]
-
-    def _words(self):
-        rate = [] if self.learning_rate is None else [f"--learning_rate={self.learning_rate}"]
-        return [*shlex.split(self.run), *rate]
 
     @property
     def command(self):

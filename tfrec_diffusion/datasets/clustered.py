@@ -99,9 +99,10 @@ class Clustered(requests.RequestBuilder):
             # It must be known before the first request is written.
             history_length=max(1, *(self._cluster(split) for split in source.splits)),
         )
-        reachable = {split: source.best_reachable(split) for split in source.splits}
-        if any(reachable.values()):
-            self.report.note("best_reachable", reachable)
+        for note in ("best_reachable", "oracles"):
+            known = {split: getattr(source, note)(split) for split in source.splits}
+            if any(known.values()):
+                self.report.note(note, known)
         members = np.concatenate([counts for _, counts in self._shorten.clusters.values()])
         self.report.note("clusters", {"count": len(members), "members": int(members.sum())})
         vocabs = {

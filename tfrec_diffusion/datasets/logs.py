@@ -31,33 +31,40 @@ class _Loaded(NamedTuple):
     unit: int
 
 
-class Logs(requests.RequestBuilder):
-    """One request for each impression, with the user's behaviors before it.
+class LogBuilder(requests.RequestBuilder):
+    """One request for each impression of a log, with the user's behaviors before it.
 
-    The history of an impression holds only behaviors at earlier times than its own, newest last;
-    behaviors of the same time come in the order of the files. Vocabularies count the training
-    impressions and the behaviors before the end of training.
+    The base class of the data sets that a spec describes.
 
     Args:
         raw_dir: str or `pathlib.Path`. Directory of the tables.
-        data_dir: str or `pathlib.Path`. Root of the prepared data sets. This one is written to
-            `<data_dir>/logs/<name of the spec file>/<version>`.
-        spec: str or `pathlib.Path`. Path of the spec file. `logs_spec.Spec` documents its content,
-            and `experiments/kuairand.json` is an example. It must be given. Defaults to `None`,
-            which is an error.
-        history_length: int. Longest history; the newest behaviors are kept. Defaults to `100`.
+        data_dir: str or `pathlib.Path`. As in `requests.RequestBuilder`.
+        spec: `logs_spec.Spec`. What the columns of the tables are.
+        spec_path: `pathlib.Path`. Path of the spec file, for errors. Its name without the ending
+            becomes the schema's name.
+        history_length: int. Longest history; the newest behaviors are kept.
+        config: `tfds.core.BuilderConfig` or `None`. As in `requests.RequestBuilder`. Defaults to
+            `None`.
     """
 
-    VERSION = tfds.core.Version("1.2.0")
-
-    def __init__(self, *, raw_dir, data_dir, spec=None, history_length=100):
+    def __init__(self, *, raw_dir, data_dir, spec, spec_path, history_length, config=None):
         requests.check_integers(history_length=history_length)
-        self._spec = logs_spec.Spec.load(spec)
-        self._spec_path = pathlib.Path(spec)
-        self.spec = f"{self._spec_path.name} ({self._spec.digest})"
+        self._spec = spec
+        self._spec_path = spec_path
         self.history_length = history_length
-        config = tfds.core.BuilderConfig(name=self._spec_path.stem)
         super().__init__(raw_dir=raw_dir, data_dir=data_dir, config=config)
+
+    @property
+    def spans(self):
+        """dict by split of the first time of its impressions and the first time after them, in
+        nanoseconds since 1970.
+        """
+        train_until, validation_until = self._spec.train_until, self._spec.validation_until
+        return {
+            "train": (0, train_until),
+            "validation": (train_until, validation_until),
+            "test": (validation_until, _LARGEST_TIME),
+        }
 
     @property
     def features(self):
@@ -90,13 +97,9 @@ class Logs(requests.RequestBuilder):
             ticks=logs_spec.TIME_UNITS["s"],
             time_zone_hours=self._spec.time_zone_hours,
         )
-        train_until, validation_until = self._spec.train_until, self._spec.validation_until
-        spans = {
-            "train": (0, train_until),
-            "validation": (train_until, validation_until),
-            "test": (validation_until, _LARGEST_TIME),
+        splits = {
+            name: records.Split(encoder(span=span), parts) for name, span in self.spans.items()
         }
-        splits = {name: records.Split(encoder(span=span), parts) for name, span in spans.items()}
         return schema_, vocabs, splits
 
     def _features_of(self, name):
@@ -292,4 +295,37 @@ class Logs(requests.RequestBuilder):
             return vocabularies.Boundaries.from_counts(name, values, counts, buckets=table.buckets)
         return vocabularies.Vocabulary.from_counts(
             name, table.dtype, values, counts, tiers=table.tiers, seen=total
+        )
+
+
+class Logs(LogBuilder):
+    """One request for each impression, with the user's behaviors before it.
+
+    The history of an impression holds only behaviors at earlier times than its own, newest last;
+    behaviors of the same time come in the order of the files. Vocabularies count the training
+    impressions and the behaviors before the end of training.
+
+    Args:
+        raw_dir: str or `pathlib.Path`. Directory of the tables.
+        data_dir: str or `pathlib.Path`. Root of the prepared data sets. This one is written to
+            `<data_dir>/logs/<name of the spec file>/<version>`.
+        spec: str or `pathlib.Path`. Path of the spec file. `logs_spec.Spec` documents its content,
+            and `experiments/kuairand.json` is an example. It must be given. Defaults to `None`,
+            which is an error.
+        history_length: int. Longest history; the newest behaviors are kept. Defaults to `100`.
+    """
+
+    VERSION = tfds.core.Version("1.2.0")
+
+    def __init__(self, *, raw_dir, data_dir, spec=None, history_length=100):
+        loaded = logs_spec.Spec.load(spec)
+        path = pathlib.Path(spec)
+        self.spec = f"{path.name} ({loaded.digest})"
+        super().__init__(
+            raw_dir=raw_dir,
+            data_dir=data_dir,
+            spec=loaded,
+            spec_path=path,
+            history_length=history_length,
+            config=tfds.core.BuilderConfig(name=path.stem),
         )

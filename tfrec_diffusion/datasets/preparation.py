@@ -1,10 +1,11 @@
 """Prepares data sets by name, each once, and describes what a preparation has read and written."""
 
+import inspect
 import json
 import pathlib
 from typing import NamedTuple
 
-from tfrec_diffusion import datasets
+from tfrec_diffusion import datasets, names
 from tfrec_diffusion.prepared_directory import PreparedDirectory, find_prepared
 
 
@@ -40,7 +41,7 @@ def prepare(dataset, *, data_dir, raw_dir=None, overwrite=False, preparation=Non
         dataset: str. Name of a data set, a key of `names.DATASETS`.
         data_dir: str or `pathlib.Path`. Root of the prepared data sets.
         raw_dir: str, `pathlib.Path` or `None`. Directory of the raw files. If `None`, the data set
-            must make its own, as `synthetic` does. Defaults to `None`.
+            must make its own, as `planted` and `synthetic` do. Defaults to `None`.
         overwrite: bool. Whether to prepare the data set again if it is there. Defaults to `False`.
         preparation: `Preparation` or `None`. How requests are written. If `None`, with the defaults
             of `Preparation`. Defaults to `None`.
@@ -71,7 +72,7 @@ def prepare(dataset, *, data_dir, raw_dir=None, overwrite=False, preparation=Non
 
 
 def find_or_make(dataset, data_dir):
-    """Finds a prepared data set; the synthetic one is prepared if it is not there yet.
+    """Finds a prepared data set; one that makes its own raw files is prepared if it is missing.
 
     Args:
         dataset: str. As in `prepared_directory.find_prepared`.
@@ -81,14 +82,21 @@ def find_or_make(dataset, data_dir):
         `pathlib.Path` of its newest version.
 
     Raises:
-        FileNotFoundError: If the data set is not there and is not `"synthetic"`.
+        FileNotFoundError: If the data set is not there and does not make its own raw files.
     """
     try:
         return find_prepared(data_dir, dataset)
     except FileNotFoundError:
-        if dataset != "synthetic":
+        if not _makes_raw_files(dataset):
             raise
         return prepare(dataset, data_dir=data_dir)
+
+
+def _makes_raw_files(dataset):
+    if dataset not in names.DATASETS:
+        return False
+    parameters = inspect.signature(datasets.builder_class(dataset)).parameters
+    return parameters["raw_dir"].default is None
 
 
 def _check_options(path, options):

@@ -8,10 +8,8 @@ the user's interest in the candidate's category, the candidate's appeal and the 
 click.
 """
 
-import json
 import math
 import pathlib
-import shutil
 import zlib
 
 import numpy as np
@@ -19,10 +17,9 @@ import pandas as pd
 import tensorflow_datasets as tfds
 
 from tfrec_diffusion import metrics
-from tfrec_diffusion.datasets import ele_me, requests
+from tfrec_diffusion.datasets import ele_me, raw_files, requests
 
 _VERSION = "1.2.0"  # rises with every change of the files that the same options give
-_OPTIONS = "options.json"
 _DAY = 24 * 60 * 60
 _START = 1648742400  # 1 April 2022, a Friday, in China (UTC+8): the beginning of day 1
 _PAST_DAYS = 90  # that histories reach back before day 1
@@ -158,21 +155,12 @@ def write_raw(raw_dir, *, users, items, categories, interests, impressions, hist
         "seed": seed,
     }
     _check(options)
-    written = {**options, "version": _VERSION}
-    raw_dir = pathlib.Path(raw_dir)
-    incomplete = raw_dir.with_name(f"{raw_dir.name}.incomplete")
-    shutil.rmtree(incomplete, ignore_errors=True)
-    if (raw_dir / _OPTIONS).exists():
-        if json.loads((raw_dir / _OPTIONS).read_text()) == written:
-            return
-        raw_dir.rename(incomplete)
-        shutil.rmtree(incomplete)
-    elif raw_dir.exists() and any(raw_dir.iterdir()):
-        raise ValueError(
-            f"`raw_dir` must be empty, absent or written by this data set. Received: {raw_dir}, "
-            f"which has files but no {_OPTIONS}"
-        )
-    incomplete.mkdir(parents=True)
+    with raw_files.written_once(raw_dir, {**options, "version": _VERSION}) as directory:
+        if directory:
+            _write(directory, **options)
+
+
+def _write(directory, users, items, categories, interests, impressions, history_length, seed):
     catalog = _Catalog(items, categories, np.random.default_rng([seed, 0]))
     parts = tfds.core.utils.tqdm(
         range(math.ceil(users / _USERS_PER_FILE)), desc="Writing raw files", leave=False
@@ -188,13 +176,11 @@ def write_raw(raw_dir, *, users, items, categories, interests, impressions, hist
         )
         for day in range(_DAYS):
             columns, probabilities = people.impressions(day, impressions)
-            path = incomplete / f"D{day + 1}_{part}.csv"
+            path = directory / f"D{day + 1}_{part}.csv"
             with path.open("w", encoding="utf-8", newline="\n") as file:
                 rows = zip(*(columns[name] for name in ele_me.COLUMNS), strict=True)
                 file.writelines(",".join(row) + "\n" for row in rows)
             np.save(_probability_path(path), probabilities)
-    (incomplete / _OPTIONS).write_text(json.dumps(written, indent=1) + "\n")
-    incomplete.replace(raw_dir)
 
 
 def _check(options):

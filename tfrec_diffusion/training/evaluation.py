@@ -6,7 +6,7 @@ from tfrec_diffusion import metrics
 from tfrec_diffusion.training import strategies
 
 
-def evaluate(model, data, split, batch_size, machines=None):
+def evaluate(model, data, split, batch_size, machines=None, keep=None):
     """Predicts a split and compares with its labels; shows a progress bar.
 
     Args:
@@ -16,6 +16,8 @@ def evaluate(model, data, split, batch_size, machines=None):
         batch_size: int. Requests in a batch.
         machines: `Machines` that the model lies on, or `None`. If `None`, this machine. Defaults
             to `None`.
+        keep: callable or `None`. Called with the split and its probabilities, labels and groups,
+            such as `RunDirectory.write_predictions`. Defaults to `None`.
 
     Returns:
         dict of `auc`, `gauc` (by user, weighted by impressions), `log_loss`, `impressions`,
@@ -25,6 +27,8 @@ def evaluate(model, data, split, batch_size, machines=None):
     machines = machines or strategies.create("one")
     probabilities, labels, groups = machines.predict(model, data, split, batch_size)
     seconds = time.perf_counter() - start
+    if keep:
+        keep(split, probabilities, labels, groups)
     return {
         "auc": metrics.auc(labels, probabilities),
         "gauc": metrics.gauc(labels, probabilities, groups),
@@ -36,13 +40,16 @@ def evaluate(model, data, split, batch_size, machines=None):
     }
 
 
-def describe(split, result, reachable=None):
+def describe(split, result, reachable=None, oracles=None):
     """One line on an `evaluate` result, beside the best that the data allow where that is known.
+
+    A second line has the AUC of each oracle where there are any.
 
     Args:
         split: str. Its name.
         result: dict. What `evaluate` returned.
         reachable: dict or `None`. `RequestData.best_reachable` of the split. Defaults to `None`.
+        oracles: dict or `None`. `RequestData.oracles` of the split. Defaults to `None`.
 
     Returns:
         str.
@@ -51,4 +58,7 @@ def describe(split, result, reachable=None):
     line = f"{split}: {line}  ({result['impressions']} impressions)"
     if reachable:
         line += f"  best reachable: auc {reachable['auc']:.4f}  gauc {reachable['gauc']:.4f}"
+    if oracles:
+        aucs = "  ".join(f"{name} {oracle['auc']:.4f}" for name, oracle in oracles.items())
+        line += f"\n  auc of oracles: {aucs}"
     return line

@@ -152,26 +152,32 @@ class Run:
         self.directory.write_validation(history)
 
     def report(self):
-        """Evaluates the best epoch on every split but train; prints and writes the metrics."""
+        """Evaluates the best epoch on every split but train.
+
+        Writes the predictions, then the metrics, which say that the run has ended.
+        """
         steps, requests = self.step, self.requests
         # All wait for the chief, which may be writing the model.
         self.machines.gather(np.zeros(1))
         self.model.load_weights(self.directory.model_file)
+        keep = self.directory.write_predictions if self.machines.is_chief else None
         splits = {
-            split: evaluate(self.model, self.data, split, self.batch_size, self.machines)
+            split: evaluate(self.model, self.data, split, self.batch_size, self.machines, keep)
             for split in self.data.splits
             if split != "train"
         }
         if not self.machines.is_chief:
             return
         reachable = {split: self.data.best_reachable(split) for split in splits}
+        oracles = {split: self.data.oracles(split) for split in splits}
         for split, result in splits.items():
-            print(describe(split, result, reachable[split]))
+            print(describe(split, result, reachable[split], oracles[split]))
         seconds = self.training_seconds
         self.directory.write_metrics(
             {
                 "splits": splits,
                 "best_reachable": reachable,
+                "oracles": oracles,
                 "validation_by_epoch": self.directory.validation,
                 "steps": steps,
                 "training_seconds": seconds,

@@ -3,8 +3,10 @@
 import json
 import pathlib
 import shutil
+from typing import NamedTuple
 
 import keras
+import numpy as np
 
 import tfrec_diffusion.models  # noqa: F401  registers the classes that a model file names
 from tfrec_diffusion.files import write_json, written_aside
@@ -18,13 +20,28 @@ _MODEL_FILE = "model.keras"
 _VALIDATION_FILE = "validation.json"
 
 
+class Predictions(NamedTuple):
+    """What a model predicted of a split, and what was true.
+
+    Args:
+        probabilities: float32 array of shape (impressions,). Click probabilities.
+        labels: int8 array of shape (impressions,).
+        groups: int64 array of shape (impressions,). Id of each impression's user.
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+
+
 class RunDirectory:
     """The directory of one training run.
 
     It holds `flags.json`, what the result depends on; `schema.json` and `vocabularies/`, so that
     the model can be exported when the data set is gone; `checkpoints/` to resume from;
     `validation.json`, the metrics of each epoch; `model.keras` of the epoch with the best
-    validation AUC; `tensorboard/`; and, when the run has ended, `metrics.json`.
+    validation AUC; `tensorboard/`; and, when the run has ended, `predictions.<split>.npz` of every
+    split but `train`, and `metrics.json`.
 
     Args:
         path: str or `pathlib.Path`.
@@ -132,6 +149,46 @@ class RunDirectory:
             metrics_by_epoch: list of dict.
         """
         write_json(self.path / _VALIDATION_FILE, metrics_by_epoch)
+
+    def predictions_file(self, split):
+        """`pathlib.Path` of the predictions of a split.
+
+        Args:
+            split: str.
+        """
+        return self.path / f"predictions.{split}.npz"
+
+    def predictions(self, split):
+        """What the model of the best epoch predicts of a split.
+
+        Args:
+            split: str.
+
+        Returns:
+            `Predictions`, or `None` if they have not been written.
+        """
+        path = self.predictions_file(split)
+        if not path.exists():
+            return None
+        with np.load(path) as columns:
+            return Predictions(**columns)
+
+    def write_predictions(self, split, probabilities, labels, groups):
+        """Writes the predictions of a split, in its order.
+
+        Args:
+            split: str.
+            probabilities: float array of shape (impressions,). Click probabilities.
+            labels: array of shape (impressions,). 0 or 1.
+            groups: int array of shape (impressions,). Id of each impression's user.
+        """
+        with written_aside(self.predictions_file(split)) as aside:
+            np.savez_compressed(
+                aside,
+                probabilities=np.asarray(probabilities, np.float32),
+                labels=np.asarray(labels, np.int8),
+                groups=np.asarray(groups, np.int64),
+            )
 
     @property
     def metrics(self):
