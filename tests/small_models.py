@@ -10,7 +10,7 @@ VOCABULARIES = {
 
 # What makes a model quick enough to test; all else is the default.
 SMALL = {
-    "diffumin": {"sampling_steps": 2, "tower_units": (32, 16)},
+    "diffumin": {"tower_units": (32, 16)},
     "diffurec": {"sampling_steps": 2},
     "dreamrec": {"sampling_steps": 2},
     "hierdiffuse": {"tower_units": (32, 16)},

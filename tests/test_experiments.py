@@ -67,7 +67,7 @@ def test_a_file_tells_where_to_get_the_raw_files_as_the_error_does(dataset, tmp_
 
 
 def test_two_files_add_up():
-    data, model = "experiments/demo.flags", "experiments/diffumin/variant_z.flags"
+    data, model = "experiments/demo.flags", "experiments/diffumin/variant_w.flags"
     values = parse("train", f"--flagfile={data}", f"--flagfile={model}", "--set=top_p=0.5")
     assert (values.dataset, values.model, values.epochs) == ("synthetic", "diffumin", 3)
-    assert values.set == ["embedding_stddev=0.2", "start=gaussian", "top_p=0.5"]
+    assert values.set == ["embedding_stddev=0.2", "context_guidance=False", "top_p=0.5"]

@@ -109,13 +109,13 @@ def read(data, split, number):
 def inner_model(model):
     """A model that returns tensors inside a DiffuMIN, by name, for requests."""
     extractor = model.get_layer("diffumin.extractor")
-    history, channels, target, history_mask = extractor.input
+    history, channels, target, history_mask, *_ = extractor.input
     outputs = {
         "history": history,
         "history_mask": history_mask,
         "target": target,
         "channel": channels,
-        "aggregated": extractor.output,
+        "aggregated": keras.tree.flatten(extractor.output)[0],  # before the evidence
         "probability": model.output,
     }
     if model.generator is not None:

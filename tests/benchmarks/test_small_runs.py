@@ -42,6 +42,12 @@ def test_diffumin_cost(capsys):
     diffumin_cost.part_b(values, steps=2)
     (table,) = run_tool.tables(capsys.readouterr().out)
     assert list(table) == ["literal, graph", "lean, graph", "lean, XLA"]
+    diffumin_cost.part_f(values, length=10, steps=2)
+    (table,) = run_tool.tables(capsys.readouterr().out)
+    one, _, none, ratio, *_ = table.values()
+    for cells in zip(one, none, ratio, strict=True):
+        one_ms, none_ms, quotient = map(float, cells)
+        assert quotient == pytest.approx(one_ms / none_ms, rel=0.05)
 
 
 def test_hierdiffuse_cost():

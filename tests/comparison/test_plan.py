@@ -126,7 +126,7 @@ class TestFile:
     def test_the_packages_own_can_be_read(self):
         path = pathlib.Path(__file__).parents[2] / "experiments" / "comparison.json"
         entries = plan.from_file(path, "runs", 3)
-        assert len(entries) == 16 * 4 and {entry.num_runs for entry in entries} == {5}
+        assert len(entries) == 27 * 5 and {entry.num_runs for entry in entries} == {5}
 
 
 class TestRuns:

@@ -1,5 +1,7 @@
 """DiffuMIN's algorithms 1 and 2 as printed, in numpy: one row, one interest, one step at a time.
 
+Beside them, HierDiffuse's eq. 8 over DiffuMIN's denoiser.
+
 The weights are those of a `DiffusionGenerator`. Noise is given: for algorithm 1 (rows, c, d), for
 algorithm 2 (T' + 1, rows, c, d), of the perturbation and then of each step.
 """
@@ -39,9 +41,33 @@ def generate(generator, r, o, t, noise):
     return augmented
 
 
+def x_0_errors(generator, denoiser, r, o, t, noise):
+    """f(x_t, t) - x_0 of HierDiffuse's eq. 8, from the noise that a denoiser predicts in x_t."""
+    _, _, alpha_bar = schedule(generator.num_train_steps)
+    errors = np.zeros(r.shape)
+    for row, i in np.ndindex(*r.shape[:2]):
+        step = t[row, i]
+        x = perturb(generator, r[row, i], step, noise[row, i])
+        predicted = epsilon_theta(denoiser, x, step, r[row], o[row], i)
+        x_0 = (x - np.sqrt(1 - alpha_bar[step]) * predicted) / np.sqrt(alpha_bar[step])
+        errors[row, i] = x_0 - r[row, i]
+    return errors
+
+
+def convergence_errors(generator, r, o, t, noise, teacher_errors):
+    """Both terms of HierDiffuse's eq. 8, in units of the noise at t: two of (rows, c).
+
+    `teacher_errors` is the teacher's f(x_{t-delta}, t - delta) - x_0.
+    """
+    _, _, alpha_bar = schedule(generator.num_train_steps)
+    unit = np.array([[(1 - alpha_bar[step]) / alpha_bar[step] for step in row] for row in t])
+    errors = x_0_errors(generator, generator.denoiser, r, o, t, noise)
+    return [np.mean(e**2, axis=-1) / unit for e in (errors, errors - teacher_errors)]
+
+
 def timesteps(generator):
     steps = range(generator.num_steps, 0, -1)
-    if generator.spacing == "consecutive":
+    if generator.spacing == "consecutive" and generator.sampler != "tcc":
         return list(steps)
     return [round(generator.start_step * k / generator.num_steps) for k in steps]
 
@@ -64,11 +90,11 @@ def perturb(generator, r_i, t, epsilon):
 
 
 def reverse_step(generator, x, predicted, t, following, z):
-    """From t to `following`: eq. 13, or Song et al. (2021), eq. 12 with sigma = 0."""
+    """From t to `following`: eq. 13; Song et al. (2021), eq. 12 with sigma = 0; or (2023)."""
     beta, alpha, alpha_bar = schedule(generator.num_train_steps)
-    if generator.sampler == "ddim":
+    if generator.sampler != "ddpm":
         x_0 = (x - np.sqrt(1 - alpha_bar[t]) * predicted) / np.sqrt(alpha_bar[t])
-        return np.sqrt(alpha_bar[following]) * x_0 + np.sqrt(1 - alpha_bar[following]) * predicted
+        return perturb(generator, x_0, following, predicted if generator.sampler == "ddim" else z)
     alpha_t, beta_t = alpha[t], beta[t]
     if generator.spacing == "strided":
         alpha_t = np.prod([alpha[step] for step in range(following + 1, t + 1)])

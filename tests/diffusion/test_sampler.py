@@ -156,6 +156,19 @@ def test_a_chain_of_estimates_of_x_0_is_that_of_their_noise(chain, make):
     assert other.prediction[-1] == pytest.approx(1)
 
 
+def test_a_chain_for_a_denoiser_that_predicts_the_noise():
+    """It moves any x as its original does with the x_0 that follows from the noise."""
+    chain = consistency(SCHEDULE, [1000, 500, 1])
+    other = chain.predicting_noise(SCHEDULE)
+    x, epsilon = np.random.default_rng(0).normal(size=(2, len(chain)))
+    alpha_bar = SCHEDULE.alpha_bars[chain.timesteps]
+    x_0 = (x - np.sqrt(1 - alpha_bar) * epsilon) / np.sqrt(alpha_bar)
+    actual = other.signal * x + other.prediction * epsilon
+    np.testing.assert_allclose(actual, chain.signal * x + chain.prediction * x_0, rtol=1e-9)
+    np.testing.assert_array_equal(other.deviation, chain.deviation)
+    np.testing.assert_array_equal(other.timesteps, chain.timesteps)
+
+
 def test_consistency_perturbs_each_estimate_anew():
     chain = consistency(SCHEDULE, [1000, 500])
     root = np.sqrt([ALPHA_BAR[500], 1 - ALPHA_BAR[500]])

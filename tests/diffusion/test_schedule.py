@@ -92,6 +92,13 @@ def test_the_noise_in_a_sample_is_what_made_it(make):
     np.testing.assert_allclose(schedule.noise_in(x, t, x_0), noise, atol=1e-9)
 
 
+def test_noise_to_signal(schedule):
+    t = np.array([[0, 1], [20, 1000]])
+    alpha_bar = np.cumprod(1 - schedule.betas)[t]
+    expected = np.sqrt((1 - alpha_bar) / alpha_bar)[..., None]
+    np.testing.assert_allclose(schedule.noise_to_signal(t, "float64"), expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("t", [1, 20, 300, 1000])
 def test_mean_and_variance(schedule, t):
     noise = np.random.default_rng(0).normal(size=(100_000, 2)).astype("f")

@@ -6,6 +6,7 @@ import tensorflow as tf
 from tfrec_diffusion.layers.aggregation import (
     MeanAggregation,
     SelfAttentionAggregation,
+    ShareAggregation,
     SimilarityAggregation,
     TargetAttentionAggregation,
 )
@@ -182,3 +183,11 @@ def test_symbolic_shape(layer_class):
 def test_wrong_max_behaviors():
     with pytest.raises(ValueError, match="`max_behaviors` must be a positive integer. Received"):
         SelfAttentionAggregation(max_behaviors=0)
+
+
+def test_share_keeps_how_much_of_the_history_was_selected(inputs):
+    _, scores, weights, _ = inputs
+    lengths = np.isfinite(scores).sum(axis=-1, keepdims=True)
+    share = weights.sum(axis=-1, keepdims=True) / np.maximum(lengths, 1)
+    expected = MeanAggregation()(*inputs).numpy() * share
+    np.testing.assert_allclose(ShareAggregation()(*inputs), expected, rtol=1e-5, atol=1e-6)

@@ -50,6 +50,22 @@ def test_the_size_of_a_block_changes_nothing(layer, inputs, positions, monkeypat
     np.testing.assert_allclose(layer(*inputs, training=False), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_softmax_makes_a_mean_of_the_real_behaviors(layer, inputs):
+    history, target, history_mask, candidate_mask = inputs
+    averaging = LocalActivationUnit((8, 4), "relu", softmax=True)
+    averaging.build(history.shape, target.shape)
+    averaging.set_weights(layer.get_weights())
+    for training in (True, False):
+        outputs = averaging(*inputs, training=training).numpy()
+        assert (outputs[1] == 0).all()  # no behavior
+        np.testing.assert_allclose(outputs[3], history[3, :1].repeat(3, axis=0), rtol=1e-5)  # one
+        low, high = history[0].min(axis=0), history[0].max(axis=0)
+        assert ((outputs[0] >= low - 1e-5) & (outputs[0] <= high + 1e-5)).all()
+        assert np.abs(outputs[0] - history[0].mean(axis=0)).max() > 1e-2
+    constant = averaging(np.full_like(history, 2.0), target, history_mask, candidate_mask)
+    np.testing.assert_allclose(constant[0], 2.0, rtol=1e-5)
+
+
 def test_no_behavior_gives_zeros(layer, inputs):
     assert (layer(*inputs).numpy()[1] == 0).all()
     history, target, _, candidate_mask = inputs

@@ -3,7 +3,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec_diffusion.layers.cross_features import BehaviorFeatureEmbedding, CrossBias, LogSize
+from tfrec_diffusion.layers.cross_features import (
+    BehaviorFeatureEmbedding,
+    CrossBias,
+    LogSize,
+    WithCrossFeatures,
+)
 from tfrec_diffusion.optimizers import LazyAdam
 
 ROWS = {"gap": 4, "like": 3}
@@ -211,3 +216,17 @@ def test_wrong_arguments():
         CrossBias(0)
     with pytest.raises(ValueError, match="`num_heads` must be a positive integer. Received: .*=0"):
         CrossBias(2, num_heads=0)
+
+
+# === Added to the behaviors ===
+
+
+def test_features_are_added_to_behaviors_by_a_linear_map(embedding, features):
+    embedded = embedding(features)
+    history = np.random.default_rng(2).normal(size=(4, 9, 6)).astype("f")
+    layer = WithCrossFeatures()
+    outputs = layer(history, embedded)
+    expected = history + np.asarray(embedded) @ layer.kernel.numpy()
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
+    padding = features["gap"] == 0
+    np.testing.assert_array_equal(np.asarray(outputs)[padding], history[padding])

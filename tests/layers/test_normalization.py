@@ -5,6 +5,7 @@ import tensorflow as tf
 from tfrec_diffusion.layers.normalization import (
     layer_norm,
     masked_softmax,
+    root_mean_square,
     unit_length,
     unit_scale,
 )
@@ -18,6 +19,11 @@ def test_unit_scale_by_hand():
 def test_unit_length_by_hand():
     interests = np.array([[3, 4], [0, 0], [-1e-3, 0]], "f")
     np.testing.assert_allclose(unit_length(interests), [[0.6, 0.8], [0, 0], [-1, 0]], rtol=1e-6)
+
+
+def test_root_mean_square_by_hand():
+    interests = np.array([[3, 4], [0, 0], [-1e-3, 1e-3]], "f")
+    np.testing.assert_allclose(root_mean_square(interests), [[12.5**0.5], [0], [1e-3]], rtol=1e-6)
 
 
 def test_masked_softmax_by_hand():
@@ -46,7 +52,7 @@ def test_random_vectors_of_any_rank():
     np.testing.assert_allclose(np.sum(unit * x, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
 
 
-@pytest.mark.parametrize("function", [unit_scale, unit_length])
+@pytest.mark.parametrize("function", [unit_scale, unit_length, root_mean_square])
 def test_gradients_of_zeros_are_finite(function):
     x = tf.constant([[0.0, 0.0], [1.0, 2.0]])
     with tf.GradientTape() as tape:

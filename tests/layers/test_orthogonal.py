@@ -57,6 +57,24 @@ def test_equals_the_qr_decomposition(layer, target):
     np.testing.assert_allclose(layer(target), numpy_channels(layer, target), atol=2e-5)
 
 
+def test_channels_start_from_the_features_of_the_target_in_turn(target):
+    layer = OrthogonalChannels(2, start=(1, 2, 3))
+    rows = layer(target).numpy()  # the features do not overlap, so that nothing is projected out
+    for row, columns in ((0, [0, 3, 4, 5]), (1, [1, 2])):
+        part = np.zeros_like(target)
+        part[..., columns] = target[..., columns]
+        expected = part / np.linalg.norm(part, axis=-1, keepdims=True)
+        np.testing.assert_allclose(rows[..., row, :], expected, atol=1e-5)
+
+
+def test_only_the_start_from_the_target_has_it_as_the_first_channel(target):
+    unit = target / np.linalg.norm(target, axis=-1, keepdims=True)
+    np.testing.assert_allclose(OrthogonalChannels(3)(target)[..., 0, :], unit, atol=1e-5)
+    assert np.abs(OrthogonalChannels(3, start="random")(target)[..., 0, :] - unit).max() > 0.1
+    more_channels_than_features = OrthogonalChannels(3, start=(2, 4))(target)
+    assert_orthonormal(more_channels_than_features)
+
+
 def test_as_many_channels_as_dimensions():
     layer = OrthogonalChannels(3)
     target = np.random.default_rng(0).normal(size=(50, 3)).astype("f")

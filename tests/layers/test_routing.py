@@ -3,7 +3,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec_diffusion.layers.routing import SoftRouting, TopK, TopP, TopRouting, kth_largest
+from tfrec_diffusion.layers.routing import (
+    SoftRouting,
+    StraightThroughRouting,
+    TopK,
+    TopP,
+    TopRouting,
+    kth_largest,
+)
 
 INF = float("inf")
 
@@ -74,6 +81,20 @@ def test_gradient_flows_through_soft_routing_only(scores):
         gradient = tape.gradient(loss, scores)
         assert (gradient is not None) == flows
         assert not flows or (np.isfinite(gradient).all() and np.abs(gradient).max() > 0)
+
+
+def test_straight_through_routing_has_the_values_of_top_1_and_the_gradient_of_soft(scores):
+    scores = tf.constant(scores)
+    factors = np.random.default_rng(1).normal(size=scores.shape)
+    outputs, gradients = {}, {}
+    for layer in (TopRouting(), SoftRouting(), StraightThroughRouting()):
+        with tf.GradientTape() as tape:
+            tape.watch(scores)
+            outputs[type(layer)] = layer(scores)
+            loss = tf.reduce_sum(outputs[type(layer)] * factors)
+        gradients[type(layer)] = tape.gradient(loss, scores)
+    np.testing.assert_allclose(outputs[StraightThroughRouting], outputs[TopRouting], atol=1e-6)
+    np.testing.assert_allclose(gradients[StraightThroughRouting], gradients[SoftRouting], atol=1e-6)
 
 
 # === Filtering ===

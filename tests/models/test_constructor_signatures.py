@@ -18,13 +18,13 @@ GIVEN = {
 
 def test_of_din():
     parameters = inspect.signature(models.DIN).parameters
-    own = ["schema", "attention_units", "max_length", "activation"]
-    shared = ["tower_units", "dropout", "embedding_dim", "embedding_stddev", "dtype", "kwargs"]
+    own = ["schema", "attention_units", "max_length", "activation", "softmax", "cross_features"]
+    shared = ["embedding_stddev", "tower_units", "dropout", "embedding_dim", "dtype", "kwargs"]
     assert [*parameters] == own + shared
     assert parameters["tower_units"].kind is inspect.Parameter.KEYWORD_ONLY
     documented = pydoc.plain(pydoc.render_doc(models.DIN))
-    assert "DIN(schema, attention_units=(80, 40), max_length=None, activation='dice', *, " in (
-        documented
+    assert (
+        "DIN(schema, attention_units=(80, 40), max_length=None, activation='dice', " in documented
     )
     assert "tower_units=(200, 80)" in documented
 

@@ -14,7 +14,18 @@ from tfrec_diffusion.losses import LogLoss
 from tfrec_diffusion.optimizers import LazyAdam
 
 TAOBAO = pathlib.Path(__file__).parent.parent.parent.parent / "shared" / "data" / "taobao"
-SMALL = {"sampling_steps": 2, "tower_units": (16, 8)}
+SMALL = {"tower_units": (16, 8)}
+# Where the defaults depart from the equations.
+PAPER = {
+    "channel_start": "random",
+    "evidence": False,
+    "candidate_in_tower": False,
+    "cross_features": (),
+    "sampler": "ddpm",
+    "sampling_steps": 2,
+    "normalize_interests": False,
+    "train_interests": True,
+}
 # In figures 2-3 and tables 3-4 of the paper; see experiments/diffumin.
 VARIANTS = [
     {"decompose_target": False},
@@ -25,22 +36,37 @@ VARIANTS = [
     {"generator": "vae"},
     {"channels": 2},
     {"channels": 8},
+    {"channel_start": "random"},
+    {"channel_start": "target"},
+    {"routing": "straight_through"},
     {"routing": "top_2"},
     {"routing": "soft"},
     {"top_k": 3},
+    {"evidence": False},
+    {"candidate_in_tower": False},
+    {"cross_features": ()},
+    {"cross_features": ("history_gap",)},
+    {"aggregation": "share"},
     {"aggregation": "similarity"},
     {"aggregation": "target_attention"},
     {"aggregation": "self_attention"},
     {"context_guidance": False},
     {"channel_guidance": False},
     {"context_guidance": False, "channel_guidance": False},
-    {"start": "gaussian"},
-    {"start": "uniform"},
-    {"spacing": "strided", "start_step": 300},
-    {"sampler": "ddim"},
-    {"sigma": "posterior"},
+    {"sampler": "ddpm", "sampling_steps": 2, "start": "gaussian"},
+    {"sampler": "ddpm", "sampling_steps": 2, "start": "uniform"},
+    {"sampler": "ddpm", "sampling_steps": 2, "spacing": "strided", "start_step": 300},
+    {"sampler": "ddim", "sampling_steps": 2},
+    {"sampler": "ddpm", "sampling_steps": 2, "sigma": "posterior"},
+    {"sampling_steps": 2},
     {"normalize_interests": False},
+    {"normalize_interests": True},
+    {"train_interests": True},
+    {"inference_draws": 0},
+    {"inference_draws": 3},
 ]
+# These change only what training learns from.
+OF_THE_GRADIENT = [{"routing": "straight_through"}, {"train_interests": True}]
 
 
 def name_of(variant):
@@ -75,7 +101,7 @@ def gradients_by_part(model, features, losses):
 
 def test_every_loss_reaches_what_it_should_and_nothing_else(schema, make_requests):
     features = make_requests()
-    model = create(schema, user_feature="user", embedding_stddev=0.3)
+    model = create(schema, **PAPER, user_feature="user", embedding_stddev=0.3)
     clicks, diffusion, contrast = gradients_by_part(
         model,
         features,
@@ -94,11 +120,59 @@ def test_every_loss_reaches_what_it_should_and_nothing_else(schema, make_request
     assert parts - {"seed_generator"} == clicks | contrast
 
 
-def test_mean_pooling_alone_leaves_the_channels_without_gradient(schema, make_requests):
-    for aggregation, learns in (("mean", False), ("similarity", True)):
-        model = create(schema, generator=None, aggregation=aggregation, embedding_stddev=0.3)
+def test_what_the_defaults_add_to_the_paper(schema, make_requests):
+    """The tower sees the candidate and evidence; evidence and Transformer see ages."""
+    added = {
+        "candidate_in_tower": set(),
+        "evidence": {"diffumin.channels", "diffumin.extractor"},
+        "cross_features": {"diffumin.known", "diffumin.with_known"},
+    }
+    paper = {**PAPER, "generator": None, "embedding_stddev": 0.3}
+    default = create(schema).get_config()
+    embeddings = {"user", "item", "category", "hour", "price"}
+    tower = embeddings | {"diffumin.short_term", "click.tower", "click.logit"}
+    for name, parts in added.items():
+        model = create(schema, **{**paper, name: default[name]})
         (reached,) = gradients_by_part(model, make_requests(), [tf.reduce_mean])
-        assert ("diffumin.channels" in reached) == learns
+        assert reached == tower | parts
+    seen = [create(schema, **{**paper, "candidate_in_tower": shown}) for shown in (True, False)]
+    widths = [model.get_layer("click.tower").weights[0].shape[0] for model in seen]
+    assert widths[0] - widths[1] == 14 - 2  # all of the target but the hour of the context
+
+
+def test_files_of_before_these_arguments_keep_what_they_were(schema, make_requests):
+    new = ("channel_start", "evidence", "candidate_in_tower", "cross_features", "train_interests")
+    model = create(schema, **{**PAPER, "channel_start": "target"})
+    config = {name: value for name, value in model.get_config().items() if name not in new}
+    copy = type(model).from_config(config)
+    assert copy.channel_start == "target"
+    copy.set_weights(model.get_weights())
+    np.testing.assert_array_equal(copy(make_requests()), model(make_requests()))
+
+
+def test_r_and_the_channels_need_not_learn_from_the_generator(schema, make_requests):
+    model = create(schema, **{**PAPER, "train_interests": False}, embedding_stddev=0.3)
+    features = make_requests()
+    (diffusion,) = gradients_by_part(model, features, [lambda _: model.losses[0]])
+    assert diffusion == {"diffumin.generator"}
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "routing", "evidence", "learns"),
+    [
+        ("mean", "top_1", False, False),
+        ("similarity", "top_1", False, True),
+        ("mean", "straight_through", False, True),
+        ("mean", "top_1", True, True),
+    ],
+)
+def test_mean_pooling_alone_leaves_the_channels_without_gradient(
+    aggregation, routing, evidence, learns, schema, make_requests
+):
+    variant = {"aggregation": aggregation, "routing": routing, "evidence": evidence}
+    model = create(schema, generator=None, **variant, embedding_stddev=0.3)
+    (reached,) = gradients_by_part(model, make_requests(), [tf.reduce_mean])
+    assert ("diffumin.channels" in reached) == learns
 
 
 def test_weights_scale_the_losses(schema, make_requests):
@@ -126,7 +200,8 @@ def test_variants_score_and_have_finite_gradients(variant, default, schema, make
     assert scores.shape == (6, 2)
     alone = model({name: value[2:3] for name, value in features.items()})
     np.testing.assert_allclose(scores[2:3], alone, rtol=1e-5)
-    assert np.abs(scores - default(features)).max() > 1e-6
+    moved = np.abs(scores - default(features)).max()
+    assert (moved > 1e-6) == (variant not in OF_THE_GRADIENT)
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(model(features, training=True)) + sum(model.losses)
     for gradient in tape.gradient(loss, model.trainable_weights):
@@ -136,11 +211,13 @@ def test_variants_score_and_have_finite_gradients(variant, default, schema, make
 
 def test_long_term_interests_do_not_know_the_order_of_the_history(default, schema, make_requests):
     features = make_requests(batch=4, length=12)
-    for f in schema.group("history"):
+    for f in schema.group("history", "behavior"):
         features[f.name] = np.where(features[f.name] > 0, features[f.name], 2)  # all real
     order = np.random.default_rng(1).permutation(12)
     shuffled = {
-        f.name: features[f.name][:, order] if f.group == "history" else features[f.name]
+        f.name: features[f.name][:, order]
+        if f.group in ("history", "behavior")
+        else features[f.name]
         for f in schema.features
     }
     free = create(schema, short_term_length=None, embedding_stddev=0.3)
@@ -153,10 +230,10 @@ def test_requests_of_one_user_are_no_negatives_of_each_other(schema, make_reques
     features["user"] = np.full_like(features["user"], 7)
     model = create(schema, user_feature="user", contrastive_weight=1.0)
     model(features, training=True)
-    assert float(model.losses[1]) == 0
+    assert float(model.losses[-1]) == 0
     model = create(schema, contrastive_weight=1.0)
     model(features, training=True)
-    assert float(model.losses[1]) > 1
+    assert float(model.losses[-1]) > 1
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ LONG, SHORT, GATE, FUSION = (
     f"hierdiffuse.{part}" for part in ("long_term", "short_term", "guidance", "fusion")
 )
 TOWER = {"user", "hour", "item", "category", "price", "click.tower", "click.logit"}
+# The tower sees h^fusion alone, as in the paper, so that what reaches it shows.
+PAPER = {"interests_in_tower": False, "interaction": False, "cross_features": ()}
 # In table 2 of the paper, and our own: what the clicks reach beside the tower, and what the
 # diffusion's losses reach.
 BY_SHORT = {*EMBEDDINGS, SHORT, FUSION}
@@ -94,7 +96,7 @@ def test_variants_score_and_learn_what_they_should(
     variant, by_clicks, by_diffusion, schema, make_requests
 ):
     features = make_requests(batch=6, candidates=2)
-    model = create(schema, **variant)
+    model = create(schema, **{**PAPER, **variant})
     assert model.get_config().items() >= variant.items()
     scores = model(features)
     assert scores.shape == (6, 2) and np.isfinite(scores).all() and model.losses == []
@@ -104,6 +106,32 @@ def test_variants_score_and_learn_what_they_should(
         diffusion = tf.add_n([*model.losses, 0.0])
     assert reached(model, tape.gradient(clicks, model.trainable_weights)) == by_clicks | TOWER
     assert reached(model, tape.gradient(diffusion, model.trainable_weights)) == by_diffusion
+
+
+def test_what_the_defaults_add_to_the_paper(schema, make_requests):
+    """The tower sees each interest and its product with the candidate; encoders see ages."""
+    added = {
+        "interests_in_tower": {LONG, SHORT},
+        "interaction": {"hierdiffuse.product_0"},
+        "cross_features": {"hierdiffuse.known", "hierdiffuse.with_known"},
+    }
+    features = make_requests(batch=6, candidates=2)
+    unguided = {**PAPER, "direction": "long"}  # where h^S has no other way to the tower
+    default = models.create("hierdiffuse", schema=schema).get_config()
+    for name, parts in added.items():
+        model = create(schema, **{**unguided, name: default[name]})
+        with tf.GradientTape() as tape:
+            clicks = tf.reduce_mean(model(features, training=True))
+        gradients = tape.gradient(clicks, model.trainable_weights)
+        assert reached(model, gradients) == TOWER | {LONG, FUSION} | parts
+
+
+def test_files_of_before_these_arguments_keep_the_paper_s_tower(schema, make_requests):
+    model = create(schema, **PAPER)
+    config = {name: value for name, value in model.get_config().items() if name not in PAPER}
+    copy = type(model).from_config(config)
+    copy.set_weights(model.get_weights())
+    np.testing.assert_array_equal(copy(make_requests()), model(make_requests()))
 
 
 # === The fusion ===
@@ -152,10 +180,11 @@ def test_categories_are_the_tiers_of_the_schema_s_items(schema):
         assert model.get_layer(SHORT).tiers == () and model.get_layer(GATE).weights == []
 
 
-def test_sessions_are_parted_by_gaps_or_cut_equally(default, schema, make_requests):
+def test_sessions_are_parted_by_gaps_or_cut_equally(schema, make_requests):
     features = make_requests()
     other = {**features, "history_gap": np.where(features["history_gap"] == 3, 2, 3)}
-    for model in (default, create(schema, gap_feature="history_gap")):
+    for gap_feature in (None, "history_gap"):
+        model = create(schema, gap_feature=gap_feature, cross_features=())
         assert np.abs(fused(model, features) - fused(model, other)).max() > 1e-3
     timeless = dataclasses.replace(
         schema,

@@ -69,7 +69,11 @@ class SemanticGuidance(keras.layers.Layer):
 
     Each category has a gate of its own: the softplus of a linear map of the category's interest, of
     log(1 + its number of behaviors) and of their dispersion. Before training, the weights of all
-    categories are equal and sum to 1.
+    categories are equal.
+
+    Args:
+        initial_weight: float or `None`. What each weight starts at, more than 0. If `None`, they
+            sum to 1. Defaults to `None`.
 
     Call arguments:
         interests: float tensor of shape (batch, categories, d). The interests y_i.
@@ -80,12 +84,22 @@ class SemanticGuidance(keras.layers.Layer):
         float tensor of shape (batch, categories). omega_i, or 0 where a category has no behaviors.
     """
 
+    def __init__(self, initial_weight=None, **kwargs):
+        super().__init__(**kwargs)
+        if initial_weight is not None and not initial_weight > 0:
+            raise ValueError(
+                "`initial_weight` must be a number above 0 or None. "
+                f"Received: initial_weight={initial_weight!r}"
+            )
+        self.initial_weight = initial_weight
+
     def build(self, interests_shape, *_):
         categories, dim = interests_shape[1:]
         self.kernel = self.add_weight(
             name="kernel", shape=(categories, dim + 2), initializer="zeros"
         )
-        bias = math.log(math.expm1(1 / categories))  # softplus gives 1 / categories
+        # What softplus makes the initial weight of.
+        bias = math.log(math.expm1(self.initial_weight or 1 / categories))
         self.bias = self.add_weight(
             name="bias", shape=(categories,), initializer=keras.initializers.Constant(bias)
         )

@@ -53,6 +53,22 @@ class Chain:
             prediction=-self.prediction * np.sqrt(alpha_bar) / deviation,
         )
 
+    def predicting_noise(self, schedule):
+        """The same chain for a denoiser that predicts the noise, from which x_0 follows (eq. 10).
+
+        Args:
+            schedule: `Schedule`. The one that the chain was made with.
+
+        Returns:
+            `Chain`.
+        """
+        alpha_bar = schedule.alpha_bars[self.timesteps]
+        return dataclasses.replace(
+            self,
+            signal=self.signal + self.prediction / np.sqrt(alpha_bar),
+            prediction=-self.prediction * np.sqrt((1 - alpha_bar) / alpha_bar),
+        )
+
 
 def consecutive(num_steps):
     """The timesteps T', T' - 1, .., 1 (DiffuMIN, algorithm 2).

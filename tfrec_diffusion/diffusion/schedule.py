@@ -88,6 +88,21 @@ class Schedule:
         signal, deviation = self._signal_and_deviation(t, x.dtype)
         return (x - signal * x_0) / deviation
 
+    def noise_to_signal(self, t, dtype):
+        """sqrt((1 - alpha_bar_t) / alpha_bar_t): the noise in x_t in units of x_0.
+
+        An error of the noise that is predicted in x_t, times this, is one of x_0 (eq. 10).
+
+        Args:
+            t: int tensor of shape (...), in [0, T].
+            dtype: str. Dtype of the result.
+
+        Returns:
+            Tensor of shape (..., 1). 0 at step 0.
+        """
+        signal, deviation = self._signal_and_deviation(t, dtype)
+        return deviation / signal
+
     def _signal_and_deviation(self, t, dtype):
         tables = np.sqrt(self.alpha_bars), np.sqrt(1 - self.alpha_bars)
         return (ops.take(ops.cast(table, dtype), t)[..., None] for table in tables)

@@ -3,22 +3,36 @@
 from tfrec_diffusion.layers.aggregation import (
     MeanAggregation,
     SelfAttentionAggregation,
+    ShareAggregation,
     SimilarityAggregation,
     TargetAttentionAggregation,
 )
 from tfrec_diffusion.layers.attention import LocalActivationUnit
 from tfrec_diffusion.layers.co_action import CoAction
 from tfrec_diffusion.layers.contrast import ContrastiveCalibrator
-from tfrec_diffusion.layers.cross_features import BehaviorFeatureEmbedding, CrossBias, LogSize
+from tfrec_diffusion.layers.cross_features import (
+    BehaviorFeatureEmbedding,
+    CrossBias,
+    LogSize,
+    WithCrossFeatures,
+)
 from tfrec_diffusion.layers.dice import Dice
 from tfrec_diffusion.layers.embedding import TableEmbedding
 from tfrec_diffusion.layers.encoder import BehaviorEncoder, LongTermEncoder
+from tfrec_diffusion.layers.evidence import ChannelEvidence
 from tfrec_diffusion.layers.hashing import HammingSearch, HashBucketPooling
 from tfrec_diffusion.layers.mlp import MLP
 from tfrec_diffusion.layers.multi_interest import MultiInterestExtractor
 from tfrec_diffusion.layers.orthogonal import OrthogonalChannels, TargetChannel
+from tfrec_diffusion.layers.product import TargetProduct
 from tfrec_diffusion.layers.recurrent import InterestEvolution, InterestExtractor, NextBehaviorLoss
-from tfrec_diffusion.layers.routing import SoftRouting, TopK, TopP, TopRouting
+from tfrec_diffusion.layers.routing import (
+    SoftRouting,
+    StraightThroughRouting,
+    TopK,
+    TopP,
+    TopRouting,
+)
 from tfrec_diffusion.layers.search import (
     BehaviorRows,
     InnerProductSearch,
@@ -42,6 +56,7 @@ __all__ = [
     "BehaviorEncoder",
     "BehaviorFeatureEmbedding",
     "BehaviorRows",
+    "ChannelEvidence",
     "CoAction",
     "ContrastiveCalibrator",
     "CrossBias",
@@ -62,13 +77,16 @@ __all__ = [
     "QueryScores",
     "SameCategory",
     "SelfAttentionAggregation",
+    "ShareAggregation",
     "ShortTermEncoder",
     "SimilarityAggregation",
     "SoftRouting",
+    "StraightThroughRouting",
     "TableEmbedding",
     "TargetAttention",
     "TargetAttentionAggregation",
     "TargetChannel",
+    "TargetProduct",
     "TargetQuery",
     "TargetTransformer",
     "TopK",
@@ -76,4 +94,5 @@ __all__ = [
     "TopRouting",
     "TopScores",
     "VariationalGenerator",
+    "WithCrossFeatures",
 ]

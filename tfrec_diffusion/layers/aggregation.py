@@ -32,7 +32,7 @@ class MeanAggregation(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
 
     def call(self, history, scores, weights, target):
-        return _weighted_mean(history, weights, weights)
+        return weighted_mean(history, weights, weights)
 
     def compute_output_spec(self, history, scores, weights, target):
         return _interests_spec(history, scores)
@@ -50,7 +50,29 @@ class SimilarityAggregation(keras.layers.Layer):
 
     def call(self, history, scores, weights, target):
         similarity = ops.where(weights > 0, scores, 0.0)  # 0 * -inf is NaN
-        return _weighted_mean(history, weights * similarity, weights)
+        return weighted_mean(history, weights * similarity, weights)
+
+    def compute_output_spec(self, history, scores, weights, target):
+        return _interests_spec(history, scores)
+
+
+@keras.saving.register_keras_serializable(package="tfrec_diffusion")
+class ShareAggregation(keras.layers.Layer):
+    """Sum of the selected behaviors, divided by the length of the history: the variant `share`.
+
+    It is the mean of eq. 8 times the share of the history that the channel selected, so that the
+    length of an interest tells how much of the history supports it. The authors' released code
+    divides by the length of the sequence.
+
+    Call arguments and Returns: As in `MeanAggregation`.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+
+    def call(self, history, scores, weights, target):
+        real = ops.cast(scores > -float("inf"), weights.dtype)
+        return weighted_mean(history, weights, real)
 
     def compute_output_spec(self, history, scores, weights, target):
         return _interests_spec(history, scores)
@@ -81,7 +103,7 @@ class TargetAttentionAggregation(keras.layers.Layer):
         query = ops.matmul(ops.matmul(target, self.query_kernel), ops.transpose(self.key_kernel))
         logits = ops.matmul(query, ops.transpose(history, (0, 2, 1))) / target.shape[-1] ** 0.5
         attention = _softmax(logits[:, :, None], weights)  # the channels share the logits
-        return _weighted_mean(history, attention, attention)
+        return weighted_mean(history, attention, attention)
 
     def compute_output_spec(self, history, scores, weights, target):
         return _interests_spec(history, scores)
@@ -134,7 +156,7 @@ class SelfAttentionAggregation(keras.layers.Layer):
         return _interests_spec(history, scores)
 
 
-def _weighted_mean(history, numerator, weights):
+def weighted_mean(history, numerator, weights):
     """Sum of the behaviors times `numerator`, divided by the sum of `weights`; 0 / 0 is 0."""
     batch, candidates, _, length = ops.shape(weights)
     channels, dim = weights.shape[-2], history.shape[-1]

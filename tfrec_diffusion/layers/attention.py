@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfrec_diffusion.layers.mlp import activate, check_units, make_activation
+from tfrec_diffusion.layers.normalization import masked_softmax
 
 # At inference on a CPU, requests are computed in blocks that stay in its cache. The best of the
 # powers of two by `tools/benchmarks/model_speed.py`.
@@ -17,7 +18,8 @@ _POSITIONS_PER_BLOCK = 4096
 class LocalActivationUnit(keras.layers.Layer):
     """Sum of the behaviors, weighted by an MLP of each behavior and the candidate.
 
-    There is no softmax over the weights. The first layer of the MLP, over [history, target,
+    DIN has no softmax over the weights, so that their sum tells how much of the history matches;
+    `softmax=True` is the common variant. The first layer of the MLP, over [history, target,
     history * target], is computed as the product of the history with
     (W_history + diag(target) W_product), plus target W_target. This is the same function, but no
     tensor of width 3 d is made.
@@ -26,6 +28,8 @@ class LocalActivationUnit(keras.layers.Layer):
         units: tuple of int. Widths of the layers of the MLP before its last one, which is linear
             with one unit. Defaults to `(80, 40)`.
         activation: str. `"dice"`, `"prelu"` or `"relu"`. Defaults to `"dice"`.
+        softmax: bool. Whether the weights of the real behaviors are normalized by a softmax.
+            Defaults to `False`.
 
     Call arguments:
         history: float tensor of shape (batch, length, d).
@@ -42,10 +46,11 @@ class LocalActivationUnit(keras.layers.Layer):
         https://arxiv.org/abs/1706.06978
     """
 
-    def __init__(self, units=(80, 40), activation="dice", **kwargs):
+    def __init__(self, units=(80, 40), activation="dice", softmax=False, **kwargs):
         super().__init__(**kwargs)
         self.units = check_units(units)
         self.activation = activation
+        self.softmax = softmax
         self.activations = [
             make_activation(activation, dtype=self.dtype_policy) for _ in self.units
         ]
@@ -109,8 +114,14 @@ class LocalActivationUnit(keras.layers.Layer):
             if i > 0:
                 x = ops.matmul(x, self.kernels[i]) + ops.matmul(real, self.biases[i][None])
             x = activate(layer, x, real[:, 0], training)
-        scores = (ops.matmul(x, self.kernels[-1]) + self.biases[-1]) * real
-        scores = ops.reshape(scores, (batch, length, candidates))
+        scores = ops.matmul(x, self.kernels[-1]) + self.biases[-1]
+        if self.softmax:
+            scores = ops.reshape(scores, (batch, length, candidates))
+            scores = ops.transpose(ops.cast(scores, "float32"), (0, 2, 1))
+            scores = masked_softmax(scores, history_mask[:, None])
+            scores = ops.cast(ops.transpose(scores, (0, 2, 1)), self.compute_dtype)
+        else:
+            scores = ops.reshape(scores * real, (batch, length, candidates))
         return ops.einsum("bln,bld->bnd", scores, history)
 
     def compute_output_spec(self, history, target, *_, training=None):

@@ -51,6 +51,28 @@ class BehaviorFeatureEmbedding(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
+class WithCrossFeatures(keras.layers.Layer):
+    """Adds a linear map of their embedded features to behaviors.
+
+    Call arguments:
+        history: float tensor of shape (..., k, d).
+        embedded: float tensor of shape (..., k, dim), from `BehaviorFeatureEmbedding`.
+
+    Returns:
+        float tensor of shape (..., k, d).
+    """
+
+    def build(self, history_shape, embedded_shape):
+        self.kernel = self.add_weight(name="kernel", shape=(embedded_shape[-1], history_shape[-1]))
+
+    def call(self, history, embedded):
+        return history + ops.matmul(embedded, self.kernel)
+
+    def compute_output_spec(self, history, embedded):
+        return keras.KerasTensor(history.shape, self.compute_dtype)
+
+
+@keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class CrossBias(keras.layers.Layer):
     """Attention bias from cross features: what a user did with an item says how much it counts.
 

@@ -14,7 +14,7 @@ class Dice(keras.layers.Layer):
     each uses the statistics of its own rows, as Keras's `BatchNormalization` does.
 
     Args:
-        momentum: float. Momentum of the moving averages, in [0, 1). Defaults to `0.99`.
+        momentum: float. Momentum of the moving averages, in [0, 1). Defaults to `0.9`.
         epsilon: float. Positive number that is added to the variance. Defaults to `1e-8`.
 
     Call arguments:
@@ -32,7 +32,7 @@ class Dice(keras.layers.Layer):
         https://arxiv.org/abs/1706.06978
     """
 
-    def __init__(self, momentum=0.99, epsilon=1e-8, **kwargs):
+    def __init__(self, momentum=0.9, epsilon=1e-8, **kwargs):
         super().__init__(**kwargs)
         if not 0 <= momentum < 1:
             raise ValueError(f"`momentum` must be in [0, 1). Received: momentum={momentum}")

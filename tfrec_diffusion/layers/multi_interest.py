@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+_LAYERS = ("routing", "filtering", "aggregation", "evidence")
+
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class MultiInterestExtractor(keras.layers.Layer):
@@ -17,40 +19,54 @@ class MultiInterestExtractor(keras.layers.Layer):
             the behaviors that are kept.
         aggregation: `MeanAggregation`, or another layer with its call arguments. Layer that maps
             history, scores, weights and target to interests.
+        evidence: `ChannelEvidence` or `None`. Layer that makes of them what the interests do not
+            tell. If `None`, only interests are returned. Defaults to `None`.
 
     Call arguments:
         history: float tensor of shape (batch, length, d).
         channels: float tensor of shape (batch, candidates, channels, d).
         target: float tensor of shape (batch, candidates, d).
         history_mask: bool tensor of shape (batch, length), True = real.
+        known: float tensor of shape (batch, length, f), or `None`. What else is known of the
+            behaviors, such as their embedded ages; only the evidence tells of it. Defaults to
+            `None`.
 
     Returns:
         float tensor of shape (batch, candidates, channels, d), computed in float32. Zeros for a
-        channel that selected nothing.
+        channel that selected nothing. With `evidence`, a list of these interests and of the
+        evidence, a float tensor of shape (batch, candidates, channels, 6 + f).
 
     Reference:
         https://arxiv.org/abs/2508.15311
     """
 
-    def __init__(self, routing, filtering, aggregation, **kwargs):
+    def __init__(self, routing, filtering, aggregation, evidence=None, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.routing = routing
         self.filtering = filtering
         self.aggregation = aggregation
+        self.evidence = evidence
 
-    def build(self, history_shape, channels_shape, target_shape):
+    def build(self, history_shape, channels_shape, target_shape, known_shape=None):
         scores_shape = (*channels_shape[:-1], history_shape[1])
         self.routing.build(scores_shape)
         self.filtering.build(scores_shape)
         self.aggregation.build(history_shape)
+        if self.evidence is not None:
+            self.evidence.build(history_shape, channels_shape)
 
-    def call(self, history, channels, target, history_mask):
+    def call(self, history, channels, target, history_mask, known=None):
         history, channels, target = (
             ops.cast(tensor, "float32") for tensor in (history, channels, target)
         )
         scores, weights = self.select(history, channels, history_mask)
         interests = self.aggregation(history, scores, weights, target)
-        return ops.cast(interests, self.compute_dtype)
+        if self.evidence is None:
+            return ops.cast(interests, self.compute_dtype)
+        if known is not None:
+            known = ops.cast(known, "float32")
+        found = self.evidence(history, channels, target, scores, weights, interests, known)
+        return [ops.cast(output, self.compute_dtype) for output in (interests, found)]
 
     def select(self, history, channels, history_mask):
         """Selects behaviors for each channel.
@@ -73,11 +89,15 @@ class MultiInterestExtractor(keras.layers.Layer):
         kept = self.filtering(scores, history_mask)
         return scores, ops.where(kept, self.routing(scores), 0.0)
 
-    def compute_output_spec(self, history, channels, target, history_mask):
-        return keras.KerasTensor(channels.shape, self.compute_dtype)
+    def compute_output_spec(self, history, channels, target, history_mask, known=None):
+        interests = keras.KerasTensor(channels.shape, self.compute_dtype)
+        if self.evidence is None:
+            return interests
+        width = 6 + (0 if known is None else known.shape[-1])
+        return [interests, keras.KerasTensor((*channels.shape[:-1], width), self.compute_dtype)]
 
     def get_config(self):
-        layers = {name: getattr(self, name) for name in ("routing", "filtering", "aggregation")}
+        layers = {name: getattr(self, name) for name in _LAYERS}
         return {
             **super().get_config(),
             **{name: keras.saving.serialize_keras_object(x) for name, x in layers.items()},
@@ -86,6 +106,7 @@ class MultiInterestExtractor(keras.layers.Layer):
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        for name in ("routing", "filtering", "aggregation"):
-            config[name] = keras.saving.deserialize_keras_object(config[name])
+        for name in _LAYERS:
+            # Files of before there was evidence have no entry for it.
+            config[name] = keras.saving.deserialize_keras_object(config.get(name))
         return cls(**config)

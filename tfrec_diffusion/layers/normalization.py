@@ -34,6 +34,19 @@ def unit_length(x):
     return x * ops.rsqrt(ops.maximum(squared, 1e-12))
 
 
+def root_mean_square(x):
+    """Root mean square over the last axis, with a finite gradient at zero.
+
+    Args:
+        x: float tensor of shape (..., d).
+
+    Returns:
+        float tensor of shape (..., 1).
+    """
+    mean = ops.mean(ops.square(x), axis=-1, keepdims=True)
+    return ops.sqrt(ops.maximum(mean, 1e-12)) * ops.cast(mean > 0, x.dtype)
+
+
 def masked_softmax(logits, real):
     """Softmax over the last axis among what is real.
 

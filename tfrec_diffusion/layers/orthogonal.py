@@ -1,6 +1,7 @@
 """Interest channels by orthogonal decomposition of the target (DiffuMIN, section 3.3, eq. 2-4)."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -23,6 +24,10 @@ class OrthogonalChannels(keras.layers.Layer):
 
     Args:
         num_channels: int. Number of channels c, at most d.
+        start: str or tuple of int. What the rows of e W are before training: with `"random"`, all
+            are random maps of the target; with `"target"`, the first is the target itself. With
+            the widths of the features that the target consists of, each feature is in one of the
+            rows, in turn, and rows without a feature are random. Defaults to `"target"`.
 
     Call arguments:
         target: float tensor of shape (..., d).
@@ -34,9 +39,10 @@ class OrthogonalChannels(keras.layers.Layer):
         https://arxiv.org/abs/2508.15311
     """
 
-    def __init__(self, num_channels, **kwargs):
+    def __init__(self, num_channels, start="target", **kwargs):
         super().__init__(autocast=False, **kwargs)
         check_positive_integers(num_channels=num_channels)
+        self.start = start
         self.num_channels = num_channels
 
     def build(self, target_shape):
@@ -48,15 +54,23 @@ class OrthogonalChannels(keras.layers.Layer):
             )
         glorot = keras.initializers.GlorotUniform()
 
-        def target_first(shape, dtype=None):
-            return ops.concatenate(
-                [ops.eye(dim, dtype=dtype), glorot(shape, dtype)[:, dim:]], axis=1
-            )
+        def initial(shape, dtype=None):
+            kernel = glorot(shape, dtype)
+            if self.start == "random":
+                return kernel
+            widths = (dim,) if self.start == "target" else self.start
+            rows = np.zeros((self.num_channels, dim))  # which parts of the target each one has
+            for feature, width in enumerate(widths):
+                first = sum(widths[:feature])
+                rows[feature % self.num_channels, first : first + width] = 1
+            known = min(len(widths), self.num_channels)
+            parts = [ops.cast(np.diag(row), dtype) for row in rows[:known]]
+            return ops.concatenate([*parts, kernel[:, known * dim :]], axis=1)
 
         self.kernel = self.add_weight(
             name="kernel",
             shape=(dim, self.num_channels * dim),
-            initializer=target_first,
+            initializer=initial,
             autocast=False,
         )
 

@@ -67,6 +67,23 @@ class TopRouting(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
+class StraightThroughRouting(TopRouting):
+    """`TopRouting` to one channel with the gradient of `SoftRouting`: `straight_through`.
+
+    The channels then learn through the routing which behaviors they get.
+
+    Call arguments and Returns: As in `TopRouting`, with a gradient.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(1, **kwargs)
+
+    def call(self, scores):
+        soft = _shares(scores)
+        return super().call(scores) + soft - ops.stop_gradient(soft)
+
+
+@keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class SoftRouting(keras.layers.Layer):
     """Routes each behavior to all channels by the softmax of its scores: the variant `soft`.
 
@@ -81,12 +98,17 @@ class SoftRouting(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
 
     def call(self, scores):
-        real = scores > -float("inf")
-        weights = ops.softmax(ops.where(real, scores, 0.0), axis=-2)
-        return ops.where(real, weights, 0.0)
+        return _shares(scores)
 
     def compute_output_spec(self, scores):
         return keras.KerasTensor(scores.shape, "float32")
+
+
+def _shares(scores):
+    """Softmax of the scores over the channels; 0 for padding."""
+    real = scores > -float("inf")
+    weights = ops.softmax(ops.where(real, scores, 0.0), axis=-2)
+    return ops.where(real, weights, 0.0)
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")

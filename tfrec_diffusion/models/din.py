@@ -4,7 +4,8 @@ import keras
 
 from tfrec_diffusion.layers.attention import LocalActivationUnit
 from tfrec_diffusion.models.base import RankingModel
-from tfrec_diffusion.models.parts import NewestBehaviors
+from tfrec_diffusion.models.parts import KnownOfBehaviors, NewestBehaviors
+from tfrec_diffusion.models.request import as_schema
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
@@ -19,6 +20,12 @@ class DIN(RankingModel):
             of them. DiffuMIN's baselines DIN(S) and DIN(L) see few and all. Defaults to `None`.
         activation: str. Activation of the attention and the tower: `"dice"`, `"prelu"` or
             `"relu"`. Defaults to `"dice"`.
+        softmax: bool. Whether the attention's weights are normalized by a softmax, which the paper
+            does not do. Defaults to `False`.
+        cross_features: Sequence of str or `None`. Names of behavior features, such as ages, which
+            are added to the behaviors. Not in the paper. If `None`, all of the schema. Defaults to
+            `()`.
+        embedding_stddev: float. Standard deviation of the initial embeddings. Defaults to `0.01`.
         **kwargs: Arguments of `RankingModel`.
 
     Call arguments and Returns: As in `RankingModel`.
@@ -32,23 +39,43 @@ class DIN(RankingModel):
     """
 
     def __init__(
-        self, schema, attention_units=(80, 40), max_length=None, activation="dice", **kwargs
+        self,
+        schema,
+        attention_units=(80, 40),
+        max_length=None,
+        activation="dice",
+        softmax=False,
+        cross_features=(),
+        embedding_stddev=0.01,
+        **kwargs,
     ):
         # === Layers ===
         attention = LocalActivationUnit(
-            attention_units, activation, dtype=kwargs.get("dtype"), name="din.attention"
+            attention_units, activation, softmax, dtype=kwargs.get("dtype"), name="din.attention"
         )
         newest = NewestBehaviors(max_length, "din")
+        schema, dtype = as_schema(schema), kwargs.get("dtype")
+        known = KnownOfBehaviors(schema, cross_features, embedding_stddev, dtype, "din")
 
         # === Functional model ===
         def tower_inputs(request):
             seen = newest(request)
+            history = known.add(seen.history, known(seen))
             return request.tower_inputs(
-                attention(seen.history, seen.target, seen.history_mask, seen.candidate_mask)
+                attention(history, seen.target, seen.history_mask, seen.candidate_mask)
             )
 
-        super().__init__(schema, tower_inputs, activation=activation, **kwargs)
+        super().__init__(
+            schema,
+            tower_inputs,
+            activation=activation,
+            embedding_stddev=embedding_stddev,
+            **kwargs,
+        )
 
         # === Config ===
         self.attention_units = attention.units
         self.max_length = max_length
+        self.softmax = softmax
+        self.cross_features = None if cross_features is None else known.names
+        self.behavior_features = known.names

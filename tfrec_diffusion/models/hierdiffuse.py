@@ -9,8 +9,10 @@ from tfrec_diffusion.diffusion.guidance import ClassifierFreeGuidance, SemanticG
 from tfrec_diffusion.layers.arguments import check_choice, choose
 from tfrec_diffusion.layers.attention import LocalActivationUnit
 from tfrec_diffusion.layers.encoder import LongTermEncoder
+from tfrec_diffusion.layers.product import TargetProduct
 from tfrec_diffusion.layers.sessions import ShortTermEncoder
 from tfrec_diffusion.models.base import RankingModel
+from tfrec_diffusion.models.parts import KnownOfBehaviors
 from tfrec_diffusion.models.request import as_schema
 
 # What is denoised, and whether the other one guides it.
@@ -22,10 +24,16 @@ _DIRECTIONS = {
 }
 _BACKBONES = {"mlp": MLPDenoiser, "transformer": TransformerDenoiser}
 
+# What models are like whose files are from before these arguments.
+_BEFORE = {"interests_in_tower": False, "interaction": False, "cross_features": ()}
+
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class HierDiffuse(RankingModel):
     """MLP([user and context, candidate, h^fusion]); figure 1 of the paper.
+
+    The defaults are the best that was measured on real and planted data, and depart from the paper
+    where the arguments say so. `experiments/hierdiffuse/paper.flags` has the paper's.
 
     h^fusion is the long-term interest h^L, denoised under the guidance of the short-term interests
     y_g. It depends on the user alone, so a request takes one fusion for any number of candidates.
@@ -48,7 +56,9 @@ class HierDiffuse(RankingModel):
             `"short"`, either of them unguided. Defaults to `"long_to_short"`.
         guidance: str. `"sgd"`, semantic guidance disentanglement (eq. 6), or `"cfg"`,
             classifier-free guidance (eq. 5), whose one condition is h^S. Defaults to `"sgd"`.
-        guidance_weight: float. Weight omega of `"cfg"`. Defaults to `1.0`.
+        guidance_weight: float or `None`. Weight omega of `"cfg"`; what each weight of `"sgd"`
+            starts at. If `None`, 1 for `"cfg"`, and weights that sum to 1 for `"sgd"`. Defaults to
+            `None`.
         backbone: str. Network of the denoiser: `"mlp"` or `"transformer"` (table 2b). Defaults to
             `"mlp"`.
         sampler: str. `"tcc"`, `"ddim"` or `"ddpm"` (table 2d). Defaults to `"tcc"`.
@@ -66,8 +76,16 @@ class HierDiffuse(RankingModel):
             runs. The train command sets it. Defaults to `10_000`.
         target_attention: bool. Whether the tower also sees DIN's attention of the candidate to the
             history. Defaults to `False`.
+        interests_in_tower: bool. Whether the tower sees h^L and h^S beside h^fusion. Defaults to
+            `True`.
+        interaction: bool. Whether the tower also sees the elementwise product of the candidate with
+            a linear map of each interest. Not in the paper. Defaults to `True`.
+        cross_features: Sequence of str or `None`. Names of behavior features, such as ages, which
+            are added to the behaviors before both encoders. Not in the paper. If `None`, all of the
+            schema. Defaults to `None`.
         activation: str. Activation of the tower and of DIN's attention: `"dice"`, `"prelu"` or
             `"relu"`. Defaults to `"dice"`.
+        embedding_stddev: float. Standard deviation of the initial embeddings. Defaults to `0.01`.
         **kwargs: Arguments of `RankingModel`.
 
     Call arguments and Returns: As in `RankingModel`.
@@ -90,7 +108,7 @@ class HierDiffuse(RankingModel):
         fusion="diffusion",
         direction="long_to_short",
         guidance="sgd",
-        guidance_weight=1.0,
+        guidance_weight=None,
         backbone="mlp",
         sampler="tcc",
         sampling_steps=1,
@@ -102,7 +120,11 @@ class HierDiffuse(RankingModel):
         condition_dropout=0.1,
         curriculum_steps=10_000,
         target_attention=False,
+        interests_in_tower=True,
+        interaction=True,
+        cross_features=None,
         activation="dice",
+        embedding_stddev=0.01,
         **kwargs,
     ):
         # === Layers ===
@@ -136,10 +158,12 @@ class HierDiffuse(RankingModel):
             name="hierdiffuse.short_term",
         )
         if semantic:
-            guide = SemanticGuidance(dtype="float32", name="hierdiffuse.guidance")
+            guide = SemanticGuidance(guidance_weight, dtype="float32", name="hierdiffuse.guidance")
         else:
             guide = ClassifierFreeGuidance(
-                guidance_weight, dtype="float32", name="hierdiffuse.guidance"
+                1.0 if guidance_weight is None else guidance_weight,
+                dtype="float32",
+                name="hierdiffuse.guidance",
             )
         make_denoiser = choose("backbone", backbone, _BACKBONES)
         fuse = DiffusionFusion(
@@ -159,13 +183,19 @@ class HierDiffuse(RankingModel):
         attention = LocalActivationUnit(
             activation=activation, dtype=kwargs.get("dtype"), name="hierdiffuse.attention"
         )
+        # Of h^fusion, h^L and h^S, as far as the tower sees them.
+        products = [
+            TargetProduct(dtype="float32", name=f"hierdiffuse.product_{i}") for i in range(3)
+        ]
+        known = KnownOfBehaviors(schema, cross_features, embedding_stddev, "float32", "hierdiffuse")
 
         # === Functional model ===
         def tower_inputs(request):
-            history, history_mask = request.history, request.history_mask
+            history, history_mask, target = request.history, request.history_mask, request.target
             candidate_mask = request.candidate_mask
             rows = request.features
             items, gaps = rows[schema.history_key], rows.get(gap_feature)
+            history = known.add(history, known(request))
             long = encode_long(history, history_mask)
             short, counts, dispersions = encode_short(history, history_mask, items, gaps)
             interests = [long, short[:, 0]]
@@ -180,19 +210,32 @@ class HierDiffuse(RankingModel):
                     )
                 real = ops.any(history_mask, axis=1)
                 weights = guide(conditions, counts, dispersions)
-                interests = [fuse(interest, conditions, weights, real)]
+                fusion_of_both = fuse(interest, conditions, weights, real)
+                interests = [fusion_of_both, *(interests if interests_in_tower else ())]
+            if interaction:
+                interests += [
+                    product(interest, target)
+                    for product, interest in zip(products, interests, strict=False)
+                ]
             if target_attention:
-                interests.append(attention(history, request.target, history_mask, candidate_mask))
+                interests.append(attention(history, target, history_mask, candidate_mask))
             return request.tower_inputs(*interests)
 
-        super().__init__(schema, tower_inputs, activation=activation, **kwargs)
+        super().__init__(
+            schema,
+            tower_inputs,
+            activation=activation,
+            embedding_stddev=embedding_stddev,
+            **kwargs,
+        )
 
         # === Config ===
         self.long_length = long_length
         self.short_length = short_length
         self.max_sessions = max_sessions
         self.gap_feature = gap_feature
-        self.behavior_features = () if gap_feature is None else (gap_feature,)
+        used = ([] if gap_feature is None else [gap_feature]) + list(known.names)
+        self.behavior_features = tuple(dict.fromkeys(used))
         self.num_heads = num_heads
         self.num_blocks = num_blocks
         self.fusion = fusion
@@ -210,4 +253,11 @@ class HierDiffuse(RankingModel):
         self.condition_dropout = condition_dropout
         self.curriculum_steps = curriculum_steps
         self.target_attention = target_attention
+        self.interests_in_tower = interests_in_tower
+        self.interaction = interaction
+        self.cross_features = None if cross_features is None else known.names
         self.has_user_state = not target_attention
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return super().from_config({**_BEFORE, **config}, custom_objects)

@@ -3,7 +3,11 @@
 from keras import ops
 
 from tfrec_diffusion.layers.arguments import check_positive_integers, choose
-from tfrec_diffusion.layers.cross_features import BehaviorFeatureEmbedding, CrossBias
+from tfrec_diffusion.layers.cross_features import (
+    BehaviorFeatureEmbedding,
+    CrossBias,
+    WithCrossFeatures,
+)
 from tfrec_diffusion.layers.normalization import unit_scale
 from tfrec_diffusion.layers.search import Newest, TopScores
 from tfrec_diffusion.layers.target_attention import QueryScores, TargetAttention, TargetQuery
@@ -99,6 +103,53 @@ class CrossFeatures:
             return None, None
         embedded = self._embed({name: request.features[name] for name in self.names})
         return embedded, self._bias(embedded)
+
+
+class KnownOfBehaviors:
+    """What is known of behaviors beside the features that candidates have, such as their age.
+
+    Args:
+        schema: `Schema`. The features of a request.
+        names: Sequence of str or `None`. Names of behavior features. If `None`, all of the schema.
+        embedding_stddev: float. Standard deviation of the initial embeddings.
+        dtype: str, `keras.DTypePolicy` or `None`. Dtype policy of the layers.
+        model: str. Name of the model, with which the layers' names begin.
+
+    Call arguments:
+        request: `Request`.
+
+    Returns:
+        float tensor of shape (batch, length, dim). The embedded features side by side; `None` if
+        there are none.
+
+    Attributes:
+        names: Tuple of str. Names of the features.
+    """
+
+    def __init__(self, schema, names, embedding_stddev, dtype, model):
+        rows = behavior_rows(schema, "cross_features", names)
+        self.names = tuple(rows)
+        self._embed = BehaviorFeatureEmbedding(
+            rows, stddev=embedding_stddev, dtype=dtype, name=f"{model}.known"
+        )
+        self._add = WithCrossFeatures(dtype=dtype, name=f"{model}.with_known")
+
+    def __call__(self, request):
+        if not self.names:
+            return None
+        return self._embed({name: request.features[name] for name in self.names})
+
+    def add(self, history, embedded):
+        """Adds a linear map of the features to each behavior.
+
+        Args:
+            history: float tensor of shape (batch, length, d).
+            embedded: What the call returned.
+
+        Returns:
+            float tensor of shape (batch, length, d).
+        """
+        return history if embedded is None else self._add(history, embedded)
 
 
 class ConsistentAttention:

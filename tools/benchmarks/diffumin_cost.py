@@ -8,6 +8,7 @@
 (c) Samples/s of training and of inference.
 (d) The extractor (eq. 2-8) against its two matrix products alone.
 (e) Inference against the length of the history, and against the steps of sampling.
+(f) Inference by one evaluation (`sampler="tcc"`) against no generator and against all steps.
 
 Requests are random, with full histories of items and categories, of dim d / 2 each (`--dim`; d is
 16 in the published comparisons); c = 4. "XLA" is how Keras predicts, "graph" is how a SavedModel is
@@ -30,6 +31,7 @@ from tfrec_diffusion.diffusion.interest_generator import DiffusionGenerator
 
 _CHANNELS, _BATCH = 4, 256
 _NO_GENERATOR = 0  # in place of a number of steps
+_SIZES = {"batch 256, N = 1": (256, 1), "batch 1, N = 1": (1, 1), "batch 1, N = 100": (1, 100)}
 
 
 def define_flags(values):
@@ -39,9 +41,13 @@ def define_flags(values):
     define_timing(values)
 
 
-def create(steps, dim):
+def create(steps, dim, **settings):
     """A DiffuMIN with that many steps of sampling, or `_NO_GENERATOR`."""
-    settings = {"generator": None} if steps == _NO_GENERATOR else {"sampling_steps": steps}
+    if steps == _NO_GENERATOR:
+        generator = {"generator": None}
+    else:
+        generator = {"sampler": "ddpm", "sampling_steps": steps}
+    settings = {**generator, **settings}
     schema = random_schema(history_length=5000)
     return models.create("diffumin", schema=schema, embedding_dim=dim // 2, **settings)
 
@@ -62,11 +68,10 @@ def piece(model, inputs, outputs, features, mode):
 
 def part_a(values, length=1500, all_steps=(20, 10, 5, 1)):
     variants = {steps: create(steps, values.dim) for steps in (_NO_GENERATOR, *all_steps)}
-    sizes = {"batch 256, N = 1": (256, 1), "batch 1, N = 1": (1, 1), "batch 1, N = 100": (1, 100)}
-    columns = list(itertools.product(sizes, MODES))
+    columns = list(itertools.product(_SIZES, MODES))
     calls = {}
     for size, mode in columns:
-        features, _ = requests(length, *sizes[size])
+        features, _ = requests(length, *_SIZES[size])
         for steps, model in variants.items():
             calls[size, mode, steps] = inference(model, features, mode)
         parts = pieces(variants[all_steps[0]], features, mode)
@@ -231,7 +236,7 @@ def part_c(values, length=1000, steps=10):
 def part_d(values, length=5000):
     model = create(_NO_GENERATOR, values.dim)
     extractor = model.get_layer("diffumin.extractor")
-    history, channels, target, history_mask = extractor.input
+    history, channels, target, history_mask, *known = extractor.input
     features, _ = requests(length)
 
     def two_products(inputs):
@@ -241,7 +246,7 @@ def part_d(values, length=5000):
     factors = keras.Model(model.input, [history, channels])(features)
     calls = {}
     for mode in MODES:
-        inputs = [history, target, history_mask]
+        inputs = [history, target, history_mask, *known]
         calls[mode, "extractor"] = piece(model, inputs, extractor.output, features, mode)
         calls[mode, "products"] = in_mode(two_products, [history, channels], factors, mode)
     ms = medians(calls, values)
@@ -320,7 +325,32 @@ def draw(path, panels, dim):
     figure.savefig(path, dpi=150)
 
 
-_PARTS = {"a": part_a, "b": part_b, "c": part_c, "d": part_d, "e": part_e}
+# === (f) One evaluation ===
+
+
+def part_f(values, length=1500, steps=20):
+    one, many, none = "one evaluation", f"T' = {steps}", "no generator"
+    variants = {
+        one: create(1, values.dim, sampler="tcc"),
+        many: create(steps, values.dim),
+        none: create(_NO_GENERATOR, values.dim),
+    }
+    columns = list(itertools.product(_SIZES, MODES))
+    calls = {}
+    for size, mode in columns:
+        features, _ = requests(length, *_SIZES[size])
+        for name, model in variants.items():
+            calls[size, mode, name] = inference(model, features, mode)
+    ms = medians(calls, values)
+    rows = {name: [f"{ms[*column, name]:.2f}" for column in columns] for name in variants}
+    for name, of in ((one, none), (one, many), (many, none)):
+        ratios = (ms[*column, name] / ms[*column, of] for column in columns)
+        rows[f"{name} / {of}"] = [f"{ratio:.2f}" for ratio in ratios]
+    titles = [", ".join(column) for column in columns]
+    print_table(f"(f) Inference at length {length}: ms, and ratios", titles, rows)
+
+
+_PARTS = {"a": part_a, "b": part_b, "c": part_c, "d": part_d, "e": part_e, "f": part_f}
 
 
 def main(values):
