@@ -1,7 +1,7 @@
 """Evaluates a trained model with other constructor arguments, such as another sampler.
 
-    python tools/resample.py --model_dir=runs/kuairand_diffumin --set=sampler=ddim \
-        --set=spacing=strided --set=sampling_steps=1 --set=start_step=20
+    python tools/resample.py --model_dir=runs/kuairand_diffumin --set=sampler=ddpm \
+        --set=sampling_steps=20
 
 Nothing is trained: a model with the arguments of `--set` gets the weights of the trained one. An
 argument that changes the shape of a weight, or needs a weight that was not trained, is refused.

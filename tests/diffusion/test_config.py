@@ -32,7 +32,6 @@ ARGUMENTS = {
         "sampler": "ddim",
         "sigma": "posterior",
         "normalize_interests": "proportional",
-        "train_interests": False,
         "inference_draws": 2,
         "weight": 0.5,
         "trajectory_weight": 0.7,

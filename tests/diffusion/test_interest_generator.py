@@ -143,23 +143,6 @@ def test_what_the_loss_reaches(make, inputs, sampler):
         assert (gradient.numpy() != 0).any(), weight.path
 
 
-def test_interests_that_are_not_trained(make, inputs):
-    """No gradient reaches the interests and channels; all else is as it was."""
-    tensors, results = [tf.convert_to_tensor(x) for x in inputs[:2]], []
-    for train_interests in (True, False):
-        generator = make(train_interests=train_interests)
-        generator.seed_generator.state.assign([1, 2])
-        with tf.GradientTape() as tape:
-            tape.watch(tensors)
-            outputs = generator(*tensors, inputs[2], training=True)
-            total = tf.add_n(generator.losses) + tf.reduce_sum(outputs**2)
-        by_inputs, by_weights = tape.gradient(total, [tensors, generator.trainable_variables])
-        assert all((x is not None) == train_interests for x in by_inputs)
-        results.append([outputs, total, *by_weights])
-    for trained, not_trained in zip(*results, strict=True):
-        np.testing.assert_array_equal(trained, not_trained)
-
-
 @pytest.mark.parametrize("normalize_interests", [False, True, "proportional"])
 def test_empty_interests_have_finite_values_and_gradients(make, inputs, normalize_interests):
     _, channels, mask = inputs

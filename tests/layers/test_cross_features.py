@@ -4,10 +4,10 @@ import pytest
 import tensorflow as tf
 
 from tfrec_diffusion.layers.cross_features import (
+    AddBehaviorFeatures,
     BehaviorFeatureEmbedding,
     CrossBias,
     LogSize,
-    WithCrossFeatures,
 )
 from tfrec_diffusion.optimizers import LazyAdam
 
@@ -224,7 +224,7 @@ def test_wrong_arguments():
 def test_features_are_added_to_behaviors_by_a_linear_map(embedding, features):
     embedded = embedding(features)
     history = np.random.default_rng(2).normal(size=(4, 9, 6)).astype("f")
-    layer = WithCrossFeatures()
+    layer = AddBehaviorFeatures()
     outputs = layer(history, embedded)
     expected = history + np.asarray(embedded) @ layer.kernel.numpy()
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)

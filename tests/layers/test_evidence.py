@@ -27,10 +27,11 @@ def by_hand(layer, history, channels, target, scores, weights, interests, known)
         real = np.isfinite(scores[b, i, j])
         unit_history = history[b, real] / np.linalg.norm(history[b, real], axis=-1, keepdims=True)
         unit_target = target[b, i] / np.linalg.norm(target[b, i])
+        channel = channels[b, i, j] / np.linalg.norm(channels[b, i, j])
         interest = interests[b, i, j] / np.linalg.norm(interests[b, i, j])
-        n, score, weight = real.sum(), unit_history @ channels[b, i, j], weights[b, i, j, real]
+        n, score, weight = real.sum(), unit_history @ channel, weights[b, i, j, real]
         chosen = score[weight > 0]
-        own = channels[b, i, j] @ unit_target
+        own = channel @ unit_target
         support = np.exp(-((score - own) ** 2) / (2 * np.exp(layer.log_width.numpy()[j, 0]) ** 2))
         outputs[b, i, j, :6] = [
             weight.sum() / max(n, 1),

@@ -64,7 +64,7 @@ ARGUMENTS = {
     "TopRouting": {"channels_per_behavior": 2},
     "TopScores": {"count": 7},
     "VariationalGenerator": {"latent_dim": 3, "weight": 0.5},
-    "WithCrossFeatures": {},
+    "AddBehaviorFeatures": {},
 }
 
 

@@ -125,7 +125,7 @@ def test_what_the_defaults_add_to_the_paper(schema, make_requests):
     added = {
         "candidate_in_tower": set(),
         "evidence": {"diffumin.channels", "diffumin.extractor"},
-        "cross_features": {"diffumin.known", "diffumin.with_known"},
+        "cross_features": {"diffumin.cross_features", "diffumin.cross_features.add"},
     }
     paper = {**PAPER, "generator": None, "embedding_stddev": 0.3}
     default = create(schema).get_config()

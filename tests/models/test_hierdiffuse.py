@@ -113,7 +113,7 @@ def test_what_the_defaults_add_to_the_paper(schema, make_requests):
     added = {
         "interests_in_tower": {LONG, SHORT},
         "interaction": {"hierdiffuse.product_0"},
-        "cross_features": {"hierdiffuse.known", "hierdiffuse.with_known"},
+        "cross_features": {"hierdiffuse.cross_features", "hierdiffuse.cross_features.add"},
     }
     features = make_requests(batch=6, candidates=2)
     unguided = {**PAPER, "direction": "long"}  # where h^S has no other way to the tower

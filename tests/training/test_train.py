@@ -191,6 +191,18 @@ def test_a_model_dir_is_one_processs(uninterrupted, data_dir):
     assert stderr == f"error: another process is training in {uninterrupted}\n"
 
 
+def test_other_defaults_of_the_model_are_refused(uninterrupted, data_dir, tmp_path):
+    """As after an update of the package."""
+    model_dir = shutil.copytree(uninterrupted, tmp_path / "run")
+    path = model_dir / "flags.json"
+    flags = json.loads(path.read_text())
+    value = flags["argument embedding_stddev"]
+    path.write_text(json.dumps({**flags, "argument embedding_stddev": 2 * value}))
+    code, _, stderr = run(*train_arguments(data_dir, model_dir))
+    assert code == 2
+    assert f"argument embedding_stddev={value} (was {2 * value})" in stderr
+
+
 def test_other_data_are_refused(uninterrupted, data_dir, tmp_path):
     other = tmp_path / "data"
     shutil.copytree(data_dir, other)

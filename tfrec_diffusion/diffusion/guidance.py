@@ -98,7 +98,7 @@ class SemanticGuidance(keras.layers.Layer):
         self.kernel = self.add_weight(
             name="kernel", shape=(categories, dim + 2), initializer="zeros"
         )
-        # What softplus makes the initial weight of.
+        # The inverse of softplus at the initial weight.
         bias = math.log(math.expm1(self.initial_weight or 1 / categories))
         self.bias = self.add_weight(
             name="bias", shape=(categories,), initializer=keras.initializers.Constant(bias)

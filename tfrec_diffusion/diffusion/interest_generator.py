@@ -44,7 +44,7 @@ class DiffusionGenerator(keras.layers.Layer):
         start: str. What sampling starts from: `"matched"`, r perturbed to the first sampling step;
             `"uniform"`, r perturbed to a random t in 1..T and then denoised as if t were the first
             sampling step (algorithm 2 as printed); or `"gaussian"`, pure noise (variant Z).
-            Sampler `"tcc"` knows no other than `"matched"`. Defaults to `"matched"`.
+            Sampler `"tcc"` requires `"matched"`. Defaults to `"matched"`.
         sampler: str. `"ddpm"` (eq. 19), `"ddim"`, or `"tcc"` (from x_t to x_0 in one evaluation).
             Defaults to `"ddpm"`.
         sigma: str. Variance of `"ddpm"`, as in `sampler.ddpm`: `"beta"` or `"posterior"`.
@@ -52,8 +52,6 @@ class DiffusionGenerator(keras.layers.Layer):
         normalize_interests: bool or str. Whether r is scaled to length 1 before it is perturbed.
             With `"proportional"`, r is divided by its root mean square over d, and r* multiplied by
             it again, so that the noise is in proportion to r. Defaults to `True`.
-        train_interests: bool. Whether gradients flow from r* and from the denoising loss into r
-            and the channels. If `False`, only the generator learns from them. Defaults to `True`.
         inference_draws: int. Number of draws of the noise whose mean r* is at inference. With 0,
             sampling has no noise there. Defaults to `1`.
         weight: float. Weight lambda_1 of the denoising loss (eq. 24), or of that of sampler
@@ -91,7 +89,6 @@ class DiffusionGenerator(keras.layers.Layer):
         sampler="ddpm",
         sigma="beta",
         normalize_interests=True,
-        train_interests=True,
         inference_draws=1,
         weight=0.01,
         trajectory_weight=1.0,
@@ -140,7 +137,6 @@ class DiffusionGenerator(keras.layers.Layer):
         self.sampler = sampler
         self.sigma = sigma
         self.normalize_interests = normalize_interests
-        self.train_interests = train_interests
         self.inference_draws = inference_draws
         self.weight = weight
         self.trajectory_weight = trajectory_weight
@@ -194,8 +190,6 @@ class DiffusionGenerator(keras.layers.Layer):
         interests, channels = (
             ops.reshape(tensor, (-1, *interests.shape[2:])) for tensor in (interests, channels)
         )
-        if not self.train_interests:
-            interests, channels = ops.stop_gradient(interests), ops.stop_gradient(channels)
         scale = 1.0
         if self.normalize_interests == "proportional":
             scale = root_mean_square(interests)

@@ -8,9 +8,8 @@ from keras import ops
 class Teacher(keras.layers.Layer):
     """Exponential moving averages of another layer's weights, which that layer can run with.
 
-    The averages are no trainable weights. As they are not a second layer, whose random initial
-    weights would have to be drawn, the layers that are built afterwards start with the same weights
-    as without a teacher.
+    The averages are not trainable. They start as copies of the weights, where a second layer would
+    draw its own, so that layers that are built afterwards start as they would without a teacher.
 
     >>> teacher.follow(denoiser.weights)  # once, in `build`
     >>> teacher.update(denoiser.weights)  # in each step of training

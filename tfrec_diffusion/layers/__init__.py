@@ -11,10 +11,10 @@ from tfrec_diffusion.layers.attention import LocalActivationUnit
 from tfrec_diffusion.layers.co_action import CoAction
 from tfrec_diffusion.layers.contrast import ContrastiveCalibrator
 from tfrec_diffusion.layers.cross_features import (
+    AddBehaviorFeatures,
     BehaviorFeatureEmbedding,
     CrossBias,
     LogSize,
-    WithCrossFeatures,
 )
 from tfrec_diffusion.layers.dice import Dice
 from tfrec_diffusion.layers.embedding import TableEmbedding
@@ -52,6 +52,7 @@ from tfrec_diffusion.layers.variational import VariationalGenerator
 
 __all__ = [
     "MLP",
+    "AddBehaviorFeatures",
     "AttentionPooling",
     "BehaviorEncoder",
     "BehaviorFeatureEmbedding",
@@ -94,5 +95,4 @@ __all__ = [
     "TopRouting",
     "TopScores",
     "VariationalGenerator",
-    "WithCrossFeatures",
 ]

@@ -14,8 +14,7 @@ class MeanAggregation(keras.layers.Layer):
 
     Call arguments:
         history: float32 tensor of shape (batch, length, d).
-        scores: float32 tensor of shape (batch, candidates, channels, length). May be -inf where
-            the weight is 0.
+        scores: float32 tensor of shape (batch, candidates, channels, length), -inf for padding.
         weights: float32 tensor of the shape of `scores`. Routing times filtering: at least 0, and
             0 for a behavior that the channel did not select.
         target: float32 tensor of shape (batch, candidates, d).
@@ -32,7 +31,7 @@ class MeanAggregation(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
 
     def call(self, history, scores, weights, target):
-        return weighted_mean(history, weights, weights)
+        return _weighted_mean(history, weights, weights)
 
     def compute_output_spec(self, history, scores, weights, target):
         return _interests_spec(history, scores)
@@ -50,7 +49,7 @@ class SimilarityAggregation(keras.layers.Layer):
 
     def call(self, history, scores, weights, target):
         similarity = ops.where(weights > 0, scores, 0.0)  # 0 * -inf is NaN
-        return weighted_mean(history, weights * similarity, weights)
+        return _weighted_mean(history, weights * similarity, weights)
 
     def compute_output_spec(self, history, scores, weights, target):
         return _interests_spec(history, scores)
@@ -72,7 +71,7 @@ class ShareAggregation(keras.layers.Layer):
 
     def call(self, history, scores, weights, target):
         real = ops.cast(scores > -float("inf"), weights.dtype)
-        return weighted_mean(history, weights, real)
+        return _weighted_mean(history, weights, real)
 
     def compute_output_spec(self, history, scores, weights, target):
         return _interests_spec(history, scores)
@@ -103,7 +102,7 @@ class TargetAttentionAggregation(keras.layers.Layer):
         query = ops.matmul(ops.matmul(target, self.query_kernel), ops.transpose(self.key_kernel))
         logits = ops.matmul(query, ops.transpose(history, (0, 2, 1))) / target.shape[-1] ** 0.5
         attention = _softmax(logits[:, :, None], weights)  # the channels share the logits
-        return weighted_mean(history, attention, attention)
+        return _weighted_mean(history, attention, attention)
 
     def compute_output_spec(self, history, scores, weights, target):
         return _interests_spec(history, scores)
@@ -156,12 +155,25 @@ class SelfAttentionAggregation(keras.layers.Layer):
         return _interests_spec(history, scores)
 
 
-def weighted_mean(history, numerator, weights):
-    """Sum of the behaviors times `numerator`, divided by the sum of `weights`; 0 / 0 is 0."""
+def weighted_sum(history, weights):
+    """Sum of the behaviors times their weights.
+
+    Args:
+        history: float32 tensor of shape (batch, length, d).
+        weights: float32 tensor of shape (batch, candidates, channels, length).
+
+    Returns:
+        float32 tensor of shape (batch, candidates, channels, d).
+    """
     batch, candidates, _, length = ops.shape(weights)
     channels, dim = weights.shape[-2], history.shape[-1]
-    numerator = ops.reshape(numerator, (batch, candidates * channels, length))
-    total = ops.reshape(ops.matmul(numerator, history), (batch, candidates, channels, dim))
+    weights = ops.reshape(weights, (batch, candidates * channels, length))
+    return ops.reshape(ops.matmul(weights, history), (batch, candidates, channels, dim))
+
+
+def _weighted_mean(history, numerator, weights):
+    """Sum of the behaviors times `numerator`, divided by the sum of `weights`; 0 / 0 is 0."""
+    total = weighted_sum(history, numerator)
     return ops.divide_no_nan(total, ops.sum(weights, axis=-1, keepdims=True))
 
 

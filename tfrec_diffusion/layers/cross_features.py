@@ -51,7 +51,7 @@ class BehaviorFeatureEmbedding(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
-class WithCrossFeatures(keras.layers.Layer):
+class AddBehaviorFeatures(keras.layers.Layer):
     """Adds a linear map of their embedded features to behaviors.
 
     Call arguments:

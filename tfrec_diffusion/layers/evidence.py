@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfrec_diffusion.layers.aggregation import weighted_mean
+from tfrec_diffusion.layers.aggregation import weighted_sum
 from tfrec_diffusion.layers.normalization import unit_length
 
 
@@ -22,8 +22,8 @@ class ChannelEvidence(keras.layers.Layer):
 
         s = sum_l exp(-(a_l - a_s)^2 / 2 w^2)
 
-    with a learned width w of each channel. The scores a are those of eq. 5 for behaviors of length
-    1, and that of the target of length 1, so that they keep their scale while embeddings grow.
+    with a learned width w of each channel. The scores a are those of eq. 5 for behaviors, channels
+    and a target of length 1, so that they keep their scale while embeddings grow.
     Features that are known of behaviors, such as their age, are averaged with the weights of the
     support: they tell when the supporting behaviors were.
 
@@ -46,8 +46,7 @@ class ChannelEvidence(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
 
     def build(self, history_shape, channels_shape):
-        # Of the widths, which thus stay positive. They start at a fraction of the distance between
-        # unrelated behaviors.
+        # The logarithm keeps widths positive. Cosines of unrelated behaviors differ by more.
         self.log_width = self.add_weight(
             name="log_width",
             shape=(channels_shape[-2], 1),
@@ -58,13 +57,14 @@ class ChannelEvidence(keras.layers.Layer):
     def call(self, history, channels, target, scores, weights, interests, known=None):
         real, selected = scores > -float("inf"), weights > 0
         target = unit_length(target)[:, :, None]
-        length = ops.sum(ops.square(history), axis=-1)[:, None, None]
-        scores = ops.where(real, scores, 0.0) * ops.rsqrt(ops.maximum(length, 1e-12))
+        of_behavior = _inverse_length(history)[:, None, None, :, 0]
+        of_channel = _inverse_length(channels)  # 1 of orthonormal channels
+        scores = ops.where(real, scores, 0.0) * of_behavior * of_channel
 
         count, behaviors = _sum(weights), ops.maximum(_sum(ops.cast(real, "float32")), 1.0)
         # Keras's `max` fails without behaviors.
         highest = tf.reduce_max(ops.where(selected, scores, -float("inf")), axis=-1, keepdims=True)
-        distance = (scores - _sum(channels * target)) / ops.exp(self.log_width)
+        distance = (scores - _sum(channels * target) * of_channel) / ops.exp(self.log_width)
         support = ops.where(real, ops.exp(-0.5 * ops.square(distance)), 0.0)
         supporting = _sum(support)
         evidence = [
@@ -76,7 +76,8 @@ class ChannelEvidence(keras.layers.Layer):
             ops.log1p(supporting),
         ]
         if known is not None:
-            evidence.append(weighted_mean(known, support, support))
+            # Without support, nothing is told of the behaviors.
+            evidence.append(weighted_sum(known, support) / ops.maximum(supporting, 1e-6))
         return ops.concatenate(evidence, axis=-1)
 
     def compute_output_spec(
@@ -88,3 +89,7 @@ class ChannelEvidence(keras.layers.Layer):
 
 def _sum(x):
     return ops.sum(x, axis=-1, keepdims=True)
+
+
+def _inverse_length(x):
+    return ops.rsqrt(ops.maximum(_sum(ops.square(x)), 1e-12))

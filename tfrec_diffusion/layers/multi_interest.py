@@ -14,7 +14,8 @@ class MultiInterestExtractor(keras.layers.Layer):
     no tensor of shape (batch, candidates, length, channels, d) is made.
 
     Args:
-        routing: `TopRouting` or `SoftRouting`. Layer that maps scores to weights.
+        routing: `TopRouting`, `SoftRouting` or `StraightThroughRouting`. Layer that maps scores to
+            weights.
         filtering: `TopP` or `TopK`. Layer that maps scores and `history_mask` to a bool tensor of
             the behaviors that are kept.
         aggregation: `MeanAggregation`, or another layer with its call arguments. Layer that maps
@@ -93,8 +94,10 @@ class MultiInterestExtractor(keras.layers.Layer):
         interests = keras.KerasTensor(channels.shape, self.compute_dtype)
         if self.evidence is None:
             return interests
-        width = 6 + (0 if known is None else known.shape[-1])
-        return [interests, keras.KerasTensor((*channels.shape[:-1], width), self.compute_dtype)]
+        found = self.evidence.compute_output_spec(
+            history, channels, target, None, None, interests, known
+        )
+        return [interests, keras.KerasTensor(found.shape, self.compute_dtype)]
 
     def get_config(self):
         layers = {name: getattr(self, name) for name in _LAYERS}

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tfrec_diffusion.layers.arguments import check_positive_integers
+from tfrec_diffusion.layers.arguments import check_choice, check_positive_integers
 
 # Vectors that are shorter count as zero. The length of a residual is relative to that of the
 # projected target, because a shorter one would be rounding.
@@ -27,7 +27,8 @@ class OrthogonalChannels(keras.layers.Layer):
         start: str or tuple of int. What the rows of e W are before training: with `"random"`, all
             are random maps of the target; with `"target"`, the first is the target itself. With
             the widths of the features that the target consists of, each feature is in one of the
-            rows, in turn, and rows without a feature are random. Defaults to `"target"`.
+            rows, in turn: some rows have several if there are more features than rows, and rows
+            without a feature are random. Defaults to `"target"`.
 
     Call arguments:
         target: float tensor of shape (..., d).
@@ -42,6 +43,8 @@ class OrthogonalChannels(keras.layers.Layer):
     def __init__(self, num_channels, start="target", **kwargs):
         super().__init__(autocast=False, **kwargs)
         check_positive_integers(num_channels=num_channels)
+        if isinstance(start, str):
+            check_choice("start", start, ("random", "target"))
         self.start = start
         self.num_channels = num_channels
 
@@ -51,6 +54,11 @@ class OrthogonalChannels(keras.layers.Layer):
             raise ValueError(
                 f"`num_channels` must be at most the width of the target, {dim}. "
                 f"Received: num_channels={self.num_channels}"
+            )
+        if not isinstance(self.start, str) and sum(self.start) != dim:
+            raise ValueError(
+                f"The widths in `start` must add up to the width of the target, {dim}. "
+                f"Received: start={self.start}"
             )
         glorot = keras.initializers.GlorotUniform()
 

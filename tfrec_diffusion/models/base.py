@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import types
 
 import keras
 import tensorflow as tf
@@ -58,10 +59,13 @@ class RankingModel(keras.Model):
         has_user_state: bool. Whether most of the work depends on the user alone, so that it pays
             to keep what candidates need of it for the user's next requests.
         tables: dict. The `TableEmbedding` of each of the schema's embedded tables, by name.
+        defaults_before: dict. Constructor arguments that files of older versions do not have, with
+            the values that make the model what it was then.
     """
 
     behavior_features = ()
     has_user_state = False
+    defaults_before = types.MappingProxyType({})
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -126,7 +130,7 @@ class RankingModel(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        return cls(**config)
+        return cls(**{**cls.defaults_before, **config})
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Keras takes the mean of a batch over replicas, and fails where their parts are unequal.

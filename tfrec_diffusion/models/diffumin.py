@@ -1,6 +1,9 @@
 """DiffuMIN: Diffusion-driven Multi-Interest Network (Lai et al., RecSys 2025)."""
 
+import types
+
 import keras
+from keras import ops
 
 from tfrec_diffusion.diffusion.interest_generator import DiffusionGenerator
 from tfrec_diffusion.layers.aggregation import (
@@ -25,7 +28,7 @@ from tfrec_diffusion.layers.routing import (
 from tfrec_diffusion.layers.transformer import TargetTransformer
 from tfrec_diffusion.layers.variational import VariationalGenerator
 from tfrec_diffusion.models.base import RankingModel
-from tfrec_diffusion.models.parts import KnownOfBehaviors
+from tfrec_diffusion.models.parts import BehaviorFeatures
 from tfrec_diffusion.models.request import as_schema
 
 _ROUTINGS = {
@@ -40,14 +43,6 @@ _AGGREGATIONS = {
     "similarity": SimilarityAggregation,
     "target_attention": TargetAttentionAggregation,
     "self_attention": SelfAttentionAggregation,
-}
-# What models are like whose files are from before these arguments.
-_BEFORE = {
-    "channel_start": "target",
-    "evidence": False,
-    "candidate_in_tower": False,
-    "cross_features": (),
-    "train_interests": True,
 }
 
 
@@ -72,7 +67,8 @@ class DiffuMIN(RankingModel):
         decompose_target: bool. Whether the channels are a decomposition of the target. If `False`,
             the target itself is the one channel (variant A). Defaults to `True`.
         channel_start: str. What the channels decompose before training (W_O of eq. 2):
-            `"features"`, the history features of the target, each in one channel in turn;
+            `"features"`, the history features of the target, each in one channel in turn (with more
+            features than channels, some share one);
             `"target"`, the target itself as the first channel and random maps of it; or
             `"random"`, random maps only. Defaults to `"features"`.
         routing: str. Which channels a behavior goes to: `"top_1"` (eq. 6), `"top_2"`, `"soft"`, or
@@ -93,7 +89,7 @@ class DiffuMIN(RankingModel):
         sampling_steps: int or `None`. Number of sampling steps T' of eq. 19. If `None`, 20, or 1
             with `"tcc"`. Defaults to `None`.
         spacing: str. Spacing of the sampling steps, as in `DiffusionGenerator`: `"consecutive"` or
-            `"strided"`. Defaults to `"consecutive"`.
+            `"strided"`. That of `"tcc"` is always strided. Defaults to `"consecutive"`.
         start_step: int or `None`. First of the `"strided"` steps, in [T', T], or of those of
             `"tcc"`. If `None`, 20 with `"tcc"`. Defaults to `None`.
         start: str. Where sampling starts, as in `DiffusionGenerator`: `"matched"`, `"uniform"` or
@@ -101,11 +97,12 @@ class DiffuMIN(RankingModel):
         sampler: str. `"ddpm"` (eq. 19), `"ddim"`, or `"tcc"`, HierDiffuse's Trajectory Convergence
             Constraint with one evaluation in the place of T'. Defaults to `"tcc"`.
         sigma: str. Noise of the `"ddpm"` steps: `"beta"` or `"posterior"`. Defaults to `"beta"`.
-        normalize_interests: bool or str. Whether r is scaled to length 1 for the diffusion, or,
-            with `"proportional"`, the noise to r, as in `DiffusionGenerator`. Defaults to
-            `"proportional"`.
-        train_interests: bool. Whether r and the channels learn from r* and its loss. Defaults to
-            `False`.
+        normalize_interests: bool or str. How r is scaled for the diffusion: `True` to length 1;
+            `"proportional"` to a root mean square of 1, and r* back, so that the noise is in
+            proportion to r; `False` not at all. Defaults to `"proportional"`.
+        train_interests: bool. Whether r and the channels learn through the generator: from the
+            click's gradient in r* and from the generator's loss. They learn from the contrastive
+            loss either way. Defaults to `False`.
         inference_draws: int. Number of draws of the noise whose mean r* is at inference; 0 is
             without noise. Defaults to `1`.
         context_guidance: bool. Whether an interest is denoised under the guidance of the other
@@ -144,6 +141,16 @@ class DiffuMIN(RankingModel):
     Reference:
         https://arxiv.org/abs/2508.15311
     """
+
+    defaults_before = types.MappingProxyType(
+        {
+            "channel_start": "target",
+            "evidence": False,
+            "candidate_in_tower": False,
+            "cross_features": (),
+            "train_interests": True,
+        }
+    )
 
     def __init__(
         self,
@@ -215,7 +222,6 @@ class DiffuMIN(RankingModel):
                 sampler=sampler,
                 sigma=sigma,
                 normalize_interests=normalize_interests,
-                train_interests=train_interests,
                 inference_draws=inference_draws,
                 weight=diffusion_weight,
                 num_heads=num_heads,
@@ -242,15 +248,17 @@ class DiffuMIN(RankingModel):
                 dtype=dtype,
                 name="diffumin.short_term",
             )
-        known = KnownOfBehaviors(schema, cross_features, embedding_stddev, dtype, "diffumin")
+        features_of = BehaviorFeatures(
+            schema, cross_features, embedding_stddev, dtype, "diffumin.cross_features"
+        )
 
         # === Functional model ===
         def tower_inputs(request):
             history, target = request.history, request.target
             history_mask, candidate_mask = request.history_mask, request.candidate_mask
             o = decomposition(target)
-            features = known(request)
-            r = extractor(history, o, target, history_mask, features)
+            embedded = features_of(request)
+            r = extractor(history, o, target, history_mask, embedded)
             shown = request.candidate if candidate_in_tower else request.candidate_other
             inputs = [x for x in (request.user, request.context, shown) if x is not None]
             if evidence:
@@ -259,14 +267,18 @@ class DiffuMIN(RankingModel):
             if aggregated_in_tower:
                 inputs.append(of_channels(r, "interests"))
             if generator is not None:
-                augmented = generate(r, o, candidate_mask)
+                seen = (r, o) if train_interests else map(ops.stop_gradient, (r, o))
+                augmented = generate(*seen, candidate_mask)
                 if contrastive_weight > 0:
                     users = _users(request.features, user_feature)
                     augmented = calibrate(r, augmented, candidate_mask, users)
                 inputs.append(of_channels(augmented, "augmented"))
             if short_term_length is not None:
-                target = transformer(known.add(history, features), target, history_mask)
-            return [*inputs, target]
+                history = features_of.add(history, embedded)
+                inputs.append(transformer(history, target, history_mask))
+            elif not candidate_in_tower:
+                inputs.append(target)
+            return inputs
 
         def of_channels(x, name):
             return keras.layers.Reshape((-1, x.shape[2] * x.shape[3]), name=f"diffumin.{name}")(x)
@@ -306,14 +318,10 @@ class DiffuMIN(RankingModel):
         self.num_heads = num_heads
         self.candidate_in_tower = candidate_in_tower
         self.evidence = evidence
-        self.cross_features = None if cross_features is None else known.names
-        self.behavior_features = known.names
+        self.cross_features = None if cross_features is None else features_of.names
+        self.behavior_features = features_of.names
         self.train_interests = train_interests
         self.inference_draws = inference_draws
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        return super().from_config({**_BEFORE, **config}, custom_objects)
 
 
 def _users(features, name):

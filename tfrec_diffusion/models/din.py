@@ -4,7 +4,7 @@ import keras
 
 from tfrec_diffusion.layers.attention import LocalActivationUnit
 from tfrec_diffusion.models.base import RankingModel
-from tfrec_diffusion.models.parts import KnownOfBehaviors, NewestBehaviors
+from tfrec_diffusion.models.parts import BehaviorFeatures, NewestBehaviors
 from tfrec_diffusion.models.request import as_schema
 
 
@@ -50,17 +50,19 @@ class DIN(RankingModel):
         **kwargs,
     ):
         # === Layers ===
+        schema, dtype = as_schema(schema), kwargs.get("dtype")
         attention = LocalActivationUnit(
-            attention_units, activation, softmax, dtype=kwargs.get("dtype"), name="din.attention"
+            attention_units, activation, softmax, dtype=dtype, name="din.attention"
         )
         newest = NewestBehaviors(max_length, "din")
-        schema, dtype = as_schema(schema), kwargs.get("dtype")
-        known = KnownOfBehaviors(schema, cross_features, embedding_stddev, dtype, "din")
+        features_of = BehaviorFeatures(
+            schema, cross_features, embedding_stddev, dtype, "din.cross_features"
+        )
 
         # === Functional model ===
         def tower_inputs(request):
             seen = newest(request)
-            history = known.add(seen.history, known(seen))
+            history = features_of.add(seen.history, features_of(seen))
             return request.tower_inputs(
                 attention(history, seen.target, seen.history_mask, seen.candidate_mask)
             )
@@ -77,5 +79,5 @@ class DIN(RankingModel):
         self.attention_units = attention.units
         self.max_length = max_length
         self.softmax = softmax
-        self.cross_features = None if cross_features is None else known.names
-        self.behavior_features = known.names
+        self.cross_features = None if cross_features is None else features_of.names
+        self.behavior_features = features_of.names

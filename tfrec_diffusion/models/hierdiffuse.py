@@ -1,5 +1,7 @@
 """HierDiffuse: progressive diffusion for robust interest fusion (Ni et al., JD 2025)."""
 
+import types
+
 import keras
 from keras import ops
 
@@ -12,7 +14,7 @@ from tfrec_diffusion.layers.encoder import LongTermEncoder
 from tfrec_diffusion.layers.product import TargetProduct
 from tfrec_diffusion.layers.sessions import ShortTermEncoder
 from tfrec_diffusion.models.base import RankingModel
-from tfrec_diffusion.models.parts import KnownOfBehaviors
+from tfrec_diffusion.models.parts import BehaviorFeatures
 from tfrec_diffusion.models.request import as_schema
 
 # What is denoised, and whether the other one guides it.
@@ -24,16 +26,13 @@ _DIRECTIONS = {
 }
 _BACKBONES = {"mlp": MLPDenoiser, "transformer": TransformerDenoiser}
 
-# What models are like whose files are from before these arguments.
-_BEFORE = {"interests_in_tower": False, "interaction": False, "cross_features": ()}
-
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class HierDiffuse(RankingModel):
     """MLP([user and context, candidate, h^fusion]); figure 1 of the paper.
 
     The defaults are the best that was measured on real and planted data, and depart from the paper
-    where the arguments say so. `experiments/hierdiffuse/paper.flags` has the paper's.
+    where the arguments say so. `experiments/hierdiffuse/paper.flags` has the paper's settings.
 
     h^fusion is the long-term interest h^L, denoised under the guidance of the short-term interests
     y_g. It depends on the user alone, so a request takes one fusion for any number of candidates.
@@ -76,13 +75,14 @@ class HierDiffuse(RankingModel):
             runs. The train command sets it. Defaults to `10_000`.
         target_attention: bool. Whether the tower also sees DIN's attention of the candidate to the
             history. Defaults to `False`.
-        interests_in_tower: bool. Whether the tower sees h^L and h^S beside h^fusion. Defaults to
-            `True`.
+        interests_in_tower: bool. Whether the tower sees h^L and h^S beside h^fusion. With
+            `fusion="concatenation"` it always does. Defaults to `True`.
         interaction: bool. Whether the tower also sees the elementwise product of the candidate with
             a linear map of each interest. Not in the paper. Defaults to `True`.
         cross_features: Sequence of str or `None`. Names of behavior features, such as ages, which
-            are added to the behaviors before both encoders. Not in the paper. If `None`, all of the
-            schema. Defaults to `None`.
+            are added to the behaviors before both encoders. Not in the paper. Ages change with
+            time, so that a state of the user that is kept must be made anew now and then. If
+            `None`, all of the schema. Defaults to `None`.
         activation: str. Activation of the tower and of DIN's attention: `"dice"`, `"prelu"` or
             `"relu"`. Defaults to `"dice"`.
         embedding_stddev: float. Standard deviation of the initial embeddings. Defaults to `0.01`.
@@ -95,6 +95,10 @@ class HierDiffuse(RankingModel):
     >>> model = models.create("hierdiffuse", schema=schema, curriculum_steps=3 * len(batches))
     >>> model.fit(batches, epochs=3)
     """
+
+    defaults_before = types.MappingProxyType(
+        {"interests_in_tower": False, "interaction": False, "cross_features": ()}
+    )
 
     def __init__(
         self,
@@ -183,11 +187,9 @@ class HierDiffuse(RankingModel):
         attention = LocalActivationUnit(
             activation=activation, dtype=kwargs.get("dtype"), name="hierdiffuse.attention"
         )
-        # Of h^fusion, h^L and h^S, as far as the tower sees them.
-        products = [
-            TargetProduct(dtype="float32", name=f"hierdiffuse.product_{i}") for i in range(3)
-        ]
-        known = KnownOfBehaviors(schema, cross_features, embedding_stddev, "float32", "hierdiffuse")
+        features_of = BehaviorFeatures(
+            schema, cross_features, embedding_stddev, "float32", "hierdiffuse.cross_features"
+        )
 
         # === Functional model ===
         def tower_inputs(request):
@@ -195,7 +197,7 @@ class HierDiffuse(RankingModel):
             candidate_mask = request.candidate_mask
             rows = request.features
             items, gaps = rows[schema.history_key], rows.get(gap_feature)
-            history = known.add(history, known(request))
+            history = features_of.add(history, features_of(request))
             long = encode_long(history, history_mask)
             short, counts, dispersions = encode_short(history, history_mask, items, gaps)
             interests = [long, short[:, 0]]
@@ -214,8 +216,8 @@ class HierDiffuse(RankingModel):
                 interests = [fusion_of_both, *(interests if interests_in_tower else ())]
             if interaction:
                 interests += [
-                    product(interest, target)
-                    for product, interest in zip(products, interests, strict=False)
+                    TargetProduct(dtype="float32", name=f"hierdiffuse.product_{i}")(x, target)
+                    for i, x in enumerate(interests)
                 ]
             if target_attention:
                 interests.append(attention(history, target, history_mask, candidate_mask))
@@ -234,7 +236,7 @@ class HierDiffuse(RankingModel):
         self.short_length = short_length
         self.max_sessions = max_sessions
         self.gap_feature = gap_feature
-        used = ([] if gap_feature is None else [gap_feature]) + list(known.names)
+        used = ([] if gap_feature is None else [gap_feature]) + list(features_of.names)
         self.behavior_features = tuple(dict.fromkeys(used))
         self.num_heads = num_heads
         self.num_blocks = num_blocks
@@ -255,9 +257,11 @@ class HierDiffuse(RankingModel):
         self.target_attention = target_attention
         self.interests_in_tower = interests_in_tower
         self.interaction = interaction
-        self.cross_features = None if cross_features is None else known.names
+        self.cross_features = None if cross_features is None else features_of.names
         self.has_user_state = not target_attention
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        return super().from_config({**_BEFORE, **config}, custom_objects)
+        if "interaction" not in config and config["guidance"] == "sgd":
+            config = {**config, "guidance_weight": None}  # it meant nothing then
+        return super().from_config(config, custom_objects)

@@ -4,9 +4,9 @@ from keras import ops
 
 from tfrec_diffusion.layers.arguments import check_positive_integers, choose
 from tfrec_diffusion.layers.cross_features import (
+    AddBehaviorFeatures,
     BehaviorFeatureEmbedding,
     CrossBias,
-    WithCrossFeatures,
 )
 from tfrec_diffusion.layers.normalization import unit_scale
 from tfrec_diffusion.layers.search import Newest, TopScores
@@ -65,6 +65,55 @@ class ShortTerm:
         return self._attention(self._query(request.target), newest.history, newest.history_mask)
 
 
+class BehaviorFeatures:
+    """The embedded behavior features of a request, such as ages, side by side.
+
+    Args:
+        schema: `Schema`. The features of a request.
+        names: Sequence of str or `None`. Names of behavior features. If `None`, all of the schema.
+        embedding_stddev: float. Standard deviation of the initial embeddings.
+        dtype: str, `keras.DTypePolicy` or `None`. Dtype policy of the layers.
+        name: str. Name of the layer that embeds them.
+        argument: str. Name of the constructor argument that gives `names`, for the error. Defaults
+            to `"cross_features"`.
+
+    Call arguments:
+        request: `Request`.
+
+    Returns:
+        float tensor of shape (batch, k, dim), or (batch, candidates, k, dim) after a search for
+        each candidate; `None` if there are no features.
+
+    Attributes:
+        names: Tuple of str. Names of the features.
+    """
+
+    def __init__(self, schema, names, embedding_stddev, dtype, name, argument="cross_features"):
+        rows = behavior_rows(schema, argument, names)
+        self.names = tuple(rows)
+        self._embed = BehaviorFeatureEmbedding(
+            rows, stddev=embedding_stddev, dtype=dtype, name=name
+        )
+        self._add = AddBehaviorFeatures(dtype=dtype, name=f"{name}.add")
+
+    def __call__(self, request):
+        if not self.names:
+            return None
+        return self._embed({name: request.features[name] for name in self.names})
+
+    def add(self, history, embedded):
+        """Adds a linear map of the features to each behavior.
+
+        Args:
+            history: float tensor of shape (batch, k, d).
+            embedded: What the call returned.
+
+        Returns:
+            float tensor of shape (batch, k, d).
+        """
+        return history if embedded is None else self._add(history, embedded)
+
+
 class CrossFeatures:
     """TWIN's cross features: what is known of behaviors, embedded, and as a bias of the attention.
 
@@ -90,66 +139,19 @@ class CrossFeatures:
     """
 
     def __init__(self, schema, names, num_heads, embedding_stddev, dtype, model):
-        rows = behavior_rows(schema, "cross_features", names)
-        self.names = tuple(rows)
-        self._embed = BehaviorFeatureEmbedding(
-            rows, stddev=embedding_stddev, dtype=dtype, name=f"{model}.cross_features"
-        )
-        if rows:
-            self._bias = CrossBias(len(rows), num_heads, dtype=dtype, name=f"{model}.cross_bias")
+        name = f"{model}.cross_features"
+        self._features = BehaviorFeatures(schema, names, embedding_stddev, dtype, name)
+        self.names = self._features.names
+        if self.names:
+            self._bias = CrossBias(
+                len(self.names), num_heads, dtype=dtype, name=f"{model}.cross_bias"
+            )
 
     def __call__(self, request):
         if not self.names:
             return None, None
-        embedded = self._embed({name: request.features[name] for name in self.names})
+        embedded = self._features(request)
         return embedded, self._bias(embedded)
-
-
-class KnownOfBehaviors:
-    """What is known of behaviors beside the features that candidates have, such as their age.
-
-    Args:
-        schema: `Schema`. The features of a request.
-        names: Sequence of str or `None`. Names of behavior features. If `None`, all of the schema.
-        embedding_stddev: float. Standard deviation of the initial embeddings.
-        dtype: str, `keras.DTypePolicy` or `None`. Dtype policy of the layers.
-        model: str. Name of the model, with which the layers' names begin.
-
-    Call arguments:
-        request: `Request`.
-
-    Returns:
-        float tensor of shape (batch, length, dim). The embedded features side by side; `None` if
-        there are none.
-
-    Attributes:
-        names: Tuple of str. Names of the features.
-    """
-
-    def __init__(self, schema, names, embedding_stddev, dtype, model):
-        rows = behavior_rows(schema, "cross_features", names)
-        self.names = tuple(rows)
-        self._embed = BehaviorFeatureEmbedding(
-            rows, stddev=embedding_stddev, dtype=dtype, name=f"{model}.known"
-        )
-        self._add = WithCrossFeatures(dtype=dtype, name=f"{model}.with_known")
-
-    def __call__(self, request):
-        if not self.names:
-            return None
-        return self._embed({name: request.features[name] for name in self.names})
-
-    def add(self, history, embedded):
-        """Adds a linear map of the features to each behavior.
-
-        Args:
-            history: float tensor of shape (batch, length, d).
-            embedded: What the call returned.
-
-        Returns:
-            float tensor of shape (batch, length, d).
-        """
-        return history if embedded is None else self._add(history, embedded)
 
 
 class ConsistentAttention:

@@ -5,13 +5,12 @@ import tensorflow as tf
 from keras import ops
 
 from tfrec_diffusion.layers.arguments import check_not_negative, check_positive_integers, choose
-from tfrec_diffusion.layers.cross_features import BehaviorFeatureEmbedding
 from tfrec_diffusion.layers.mlp import MLP
 from tfrec_diffusion.layers.search import InnerProductSearch, SameCategory, TopScores
 from tfrec_diffusion.layers.target_attention import AttentionPooling, TargetQuery
 from tfrec_diffusion.losses import LogLoss
 from tfrec_diffusion.models.base import RankingModel
-from tfrec_diffusion.models.parts import ShortTerm, behavior_rows
+from tfrec_diffusion.models.parts import BehaviorFeatures, ShortTerm
 from tfrec_diffusion.models.request import as_schema
 
 
@@ -187,11 +186,10 @@ class _ExactSearch:
     """Multi-head target attention over [behavior, time intervals] of the retrieved (eq. 3-5)."""
 
     def __init__(self, schema, interval_features, num_heads, embedding_stddev, dtype):
-        rows = behavior_rows(schema, "interval_features", interval_features)
-        self.behavior_features = tuple(rows)
-        self._intervals = BehaviorFeatureEmbedding(
-            rows, stddev=embedding_stddev, dtype=dtype, name="sim.intervals"
+        self._intervals = BehaviorFeatures(
+            schema, interval_features, embedding_stddev, dtype, "sim.intervals", "interval_features"
         )
+        self.behavior_features = self._intervals.names
         self._num_heads = num_heads
         self._dtype = dtype
         self._attention = AttentionPooling(dtype=dtype, name="sim.attention")
@@ -200,8 +198,7 @@ class _ExactSearch:
         found = request.at(positions, real)
         behaviors = found.history
         if self.behavior_features:
-            known = self._intervals({name: found.features[name] for name in self.behavior_features})
-            behaviors = ops.concatenate([behaviors, known], axis=-1)
+            behaviors = ops.concatenate([behaviors, self._intervals(found)], axis=-1)
         query = TargetQuery(
             self._num_heads, behaviors.shape[-1], dtype=self._dtype, name="sim.query"
         )

@@ -36,9 +36,9 @@ def write_version(
 
     Of a model that `has_user_state` there are two more. `user_state` takes the user, history and
     behavior features and returns the state, tensors by name, which a service may keep as long as
-    the user does nothing new; `score` takes the tensors of the state by their names, with the
-    context and candidate features, and returns what `serving_default` would. A state of another
-    version, or another model's, is an error.
+    the user does nothing new, or for minutes if the model sees ages of behaviors; `score` takes the
+    tensors of the state by their names, with the context and candidate features, and returns what
+    `serving_default` would. A state of another version, or another model's, is an error.
 
     Beside the SavedModel lie `describe.json`, what a client or somebody who finds the version needs
     to know, the requests that TF Serving warms it up with, and `schema.json`.

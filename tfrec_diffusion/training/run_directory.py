@@ -73,7 +73,7 @@ class RunDirectory:
 
         Args:
             flags: dict. The flags that the result depends on.
-            layout: dict. The numbers of machines that it depends on.
+            layout: dict. What else it depends on, such as the number of machines.
             schema: `Schema` of the data.
 
         Raises:

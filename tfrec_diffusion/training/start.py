@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import json
 import os
 
 import keras
@@ -66,8 +67,8 @@ def _train(options, model_arguments, find_data, directory):
     data = RequestData(find_data(), options.history_length)
     flags = {name: getattr(options, name) for name in _RESULT_FLAGS}
     flags["data_dir"] = os.path.abspath(options.data_dir)
-    claim = (flags, machines.layout, data.schema)
     model = _compiled_model(options, model_arguments, data, machines)
+    claim = (flags, {**machines.layout, **_arguments(model)}, data.schema)
     with contextlib.ExitStack() as claimed:
 
         def claim_for_all():
@@ -82,6 +83,17 @@ def _train(options, model_arguments, find_data, directory):
             options.batch_size, options.seed, options.checkpoint_every,
         )  # fmt: skip
         return run.train(options.epochs)
+
+
+def _arguments(model):
+    """All constructor arguments of a model, as JSON has them, also those that are its defaults.
+
+    Another version of the package may have other defaults. `curriculum_steps` depend on the epochs,
+    of which a run may get more.
+    """
+    others = ("schema", "name", "dtype", "curriculum_steps")
+    config = {name: value for name, value in model.get_config().items() if name not in others}
+    return {f"argument {n}": v for n, v in json.loads(json.dumps(config)).items()}
 
 
 def _compiled_model(options, arguments, data, machines):
