@@ -136,8 +136,8 @@ def compare(values):
         "model_dir", None, "directory of the runs", required=True, flag_values=values
     )
     flags.DEFINE_string(
-        "comparison", None, "JSON file of rows, data sets and what to tune; see "
-        "experiments/comparison.json", flag_values=values,
+        "comparison", None, "JSON file of rows, data sets, what to tune, tables and claims; see "
+        "experiments/comparison.json and paper_tables.json", flag_values=values,
     )  # fmt: skip
     flags.DEFINE_multi_string(
         "run", None, "instead of --comparison, a row: a model, its arguments (name=value) and "
@@ -157,14 +157,17 @@ def compare(values):
     )  # fmt: skip
     flags.DEFINE_integer("seeds", 3, "number of seeds, from 0", 2, flag_values=values)
     flags.DEFINE_integer("jobs", 1, "trainings at a time", 1, flag_values=values)
-    flags.DEFINE_list("splits", ["test"], "splits in the tables, or all", flag_values=values)
+    flags.DEFINE_list(
+        "splits", ["test"], "splits in the tables that do not say, or all", flag_values=values
+    )
     flags.DEFINE_string(
         "output", None, "Markdown file to write; default: compare.md in --model_dir",
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_string(
-        "picture", None, "file to write; default: .png beside --output", flag_values=values
-    )
+        "picture", None, "file to write; default: .png beside --output; those of named tables lie "
+        "in a directory called after it", flag_values=values,
+    )  # fmt: skip
 
 
 def _prepared(values):

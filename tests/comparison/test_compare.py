@@ -147,6 +147,89 @@ class TestFinishedRuns:
         assert code == 2 and "must be among ['all', 'test', 'validation']" in err
         assert "Received: ['tset']" in err and err.count("\n") == 1
 
+    def test_of_several_tables_and_claims(self, tmp_path):
+        runs = tmp_path / "runs"
+        for model, aucs in (("din", (0.72, 0.74)), ("twin", (0.76, 0.77))):
+            finish_seeds(runs / "My_logs", model, aucs, "--dataset=logs")
+        comparison = {
+            "rows": {"DIN": {"run": "din"}, "TWIN": {"run": "twin"}, "SIM": {"run": "sim_soft"}},
+            "data_sets": {"My logs": {"flags": "--dataset=logs"}},
+            "tables": {
+                "Table 1": {
+                    "rows": ["DIN", "TWIN"],
+                    "data_sets": ["My logs"],
+                    "base": "TWIN",
+                    "figure": {"kind": "bars"},
+                },
+                "Table 2": {"rows": ["DIN"], "data_sets": ["My logs"], "splits": ["validation"]},
+            },
+            "claims": [
+                {
+                    "claim": "It finds more",
+                    "row": "TWIN",
+                    "against": "DIN",
+                    "data_sets": ["My logs"],
+                }
+            ],
+        }
+        (tmp_path / "comparison.json").write_text(json.dumps(comparison))
+        code, out, err = run(
+            *(f"--comparison={tmp_path / 'comparison.json'}", f"--model_dir={runs}", "--seeds=2"),
+            f"--output={tmp_path / 'RESULTS.md'}",
+        )
+        assert code == 0, err
+        assert out.endswith("RESULTS.md: 4 runs\n")  # none of SIM, which is in no table
+        text = (tmp_path / "RESULTS.md").read_text()
+        headings = [line for line in text.splitlines() if line.startswith("#")]
+        assert headings == [
+            *("## What the papers claim", "## Tables", "## Table 1", "### My logs, test split"),
+            *("## Table 2", "### My logs, validation split"),
+        ]
+        assert (
+            "| It finds more |  | TWIN - DIN on My logs | > 0 |  |  |  | not measured |  |" in text
+        )
+        assert "](RESULTS/Table_1.png)" in text
+        assert [path.name for path in (tmp_path / "RESULTS").iterdir()] == ["Table_1.png"]
+
+
+class TestPreparing:
+    """Data that are missing are made with their options, where there is something to train."""
+
+    def compare(self, tmp_path, monkeypatch, options):
+        """What was to be made, and the message of what went wrong then."""
+        made = []
+
+        def prepare(dataset, **options):
+            made.append((dataset, options))
+            raise OSError("the disk is full")
+
+        monkeypatch.setattr(start, "prepare", prepare)
+        flags = f"--dataset=planted --data_dir={tmp_path}"
+        comparison = {
+            "rows": {"DIN": {"run": "din"}},
+            "data_sets": {"Planted": {"flags": flags, "prepare": options}},
+        }
+        (tmp_path / "comparison.json").write_text(json.dumps(comparison))
+        code, _, err = run(
+            f"--comparison={tmp_path / 'comparison.json'}", f"--model_dir={tmp_path / 'runs'}"
+        )
+        assert code == 2
+        return made, err
+
+    def test_options(self, tmp_path, monkeypatch):
+        made, err = self.compare(tmp_path, monkeypatch, "aspects=8 spurious_items=niche")
+        options = {"aspects": 8, "spurious_items": "niche"}
+        assert made == [("planted", {"data_dir": str(tmp_path), **options})]
+        assert err == "error: the disk is full\n"
+
+    def test_defaults(self, tmp_path, monkeypatch):
+        made, _ = self.compare(tmp_path, monkeypatch, "")
+        assert made == [("planted", {"data_dir": str(tmp_path)})]
+
+    def test_unknown_options(self, tmp_path, monkeypatch):
+        made, err = self.compare(tmp_path, monkeypatch, "aspect=8")
+        assert made == [] and "Received: --set=aspect=8" in err
+
 
 class TestWrongInput:
     """Each ends in one line, before anything is trained."""

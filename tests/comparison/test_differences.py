@@ -16,7 +16,7 @@ pytest.importorskip("scipy")
 @pytest.fixture
 def entries(tmp_path):
     """Three rows with three finished seeds: a base, one as good, a better one."""
-    entries = plan.from_runs(["din", "dien", "twin"], DataSet("a", [], tmp_path), 3)
+    entries = plan.from_runs(["din", "dien", "twin"], DataSet("a", [], tmp_path), 3).entries
     for entry, noise in zip(entries, (1, 1.02, 0.5), strict=True):
         for run in entry.of_seeds():
             finish(run)
@@ -34,7 +34,7 @@ def auc(entry, seed):
 
 
 def test_are_in_pairs_of_equal_seeds(entries):
-    _, _, found = differences(entries, "test")
+    _, _, found = differences(entries, entries[0], "test")
     base, _, better = entries
     measured = np.array([auc(better, seed) - auc(base, seed) for seed in range(3)])
     resampled = [
@@ -50,20 +50,20 @@ def test_are_in_pairs_of_equal_seeds(entries):
 
 
 def test_of_rows_that_are_alike(entries):
-    first, alike, _ = differences(entries, "test")
+    first, alike, _ = differences(entries, entries[0], "test")
     assert first is None and alike.low < 0 < alike.high and alike.p > 0.05
 
 
 def test_only_finished_seeds_that_both_have_count(entries):
     base, _, better = entries
     (better.of_seeds()[0].directory / "metrics.json").unlink()
-    _, found = differences([base, better], "test")
+    _, found = differences([base, better], base, "test")
     assert found.mean == pytest.approx(
         np.mean([auc(better, seed) - auc(base, seed) for seed in (1, 2)])
     )
     RunDirectory(base.of_seeds()[1].directory).predictions_file("test").unlink()
-    assert differences([base, better], "test") == [None, None]
-    assert differences(entries, "test_99") == [None, None, None]
+    assert differences([base, better], base, "test") == [None, None]
+    assert differences(entries, entries[0], "test_99") == [None, None, None]
 
 
 def test_what_is_lacking(entries):
@@ -77,25 +77,25 @@ def test_what_is_lacking(entries):
 
 
 def test_another_order_is_no_other_data(entries):
-    expected = differences(entries, "test")
+    expected = differences(entries, entries[0], "test")
     shuffled = np.random.default_rng(0).permutation(1000)
     columns = predictions(entries[2])
     RunDirectory(entries[2].of_seeds()[0].directory).write_predictions(
         "test", *(column[shuffled] for column in columns)
     )
-    assert differences(entries, "test")[2] == pytest.approx(expected[2], abs=1e-6)
+    assert differences(entries, entries[0], "test")[2] == pytest.approx(expected[2], abs=1e-6)
 
 
 @pytest.mark.parametrize("column", ["labels", "groups"])
 def test_other_data_are_refused(entries, column):
-    assert differences(entries, "test")[2]
+    assert differences(entries, entries[0], "test")[2]
     run = entries[2].of_seeds()[1]
     changed = predictions(entries[2], 1)
     before = getattr(changed, column)
     changed = changed._replace(**{column: np.append(1 - before[0], before[1:])})
     RunDirectory(run.directory).write_predictions("test", *changed)
     with pytest.raises(ValueError, match="cannot be compared: their test splits") as refused:
-        differences(entries, "test")
+        differences(entries, entries[0], "test")
     for directory in (run.directory, entries[0].of_seeds()[1].directory):
         assert str(directory) in str(refused.value)
 
@@ -104,4 +104,4 @@ def test_one_class_only_has_none(entries):
     base, other, _ = entries
     for run in (*base.of_seeds(), *other.of_seeds()):
         RunDirectory(run.directory).write_predictions("test", np.ones(3), np.zeros(3), np.arange(3))
-    assert differences([base, other], "test") == [None, None]
+    assert differences([base, other], base, "test") == [None, None]

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from finished_runs import finish
+from finished_runs import finish, leave_metrics
 
 from tfrec_diffusion.comparison.clustering import Clustering
 from tfrec_diffusion.comparison.entry import DataSet, Entry, by_data_set
@@ -114,6 +114,51 @@ class TestSeveralGroups:
         runs = [run.run for run in entry.unclustered()]
         assert "din units=8 --epochs=2" in runs and f"din {RATES[0]}" in runs
         assert [run.run for run in Entry("DIN", "din", entry.data_set, 2).unclustered()] == ["din"]
+
+
+class TestTunedAs:
+    """A row that takes the settings that were chosen for another one."""
+
+    @pytest.fixture
+    def entry(self, data_set, tuned):
+        return Entry("Wide DIN", "din units=9", data_set, num_seeds=2, tuned_as=tuned)
+
+    def test_waits_for_them(self, entry, tuned):
+        assert entry.tasks(0) == entry.of_seeds() == entry.tasks(1) == []
+        assert entry.best() is None and entry.chosen() == ""
+        assert entry.missing() == "0 of 2 seeds" and entry.num_runs == 2
+        assert [run.run for run in entry.unclustered()] == ["din units=9"]
+        tune(tuned, 0.6, 0.7, 0.65)
+        assert [run.run for run in entry.tasks(0)] == [f"din units=9 {RATES[1]}"]
+        assert [run.seed for run in entry.of_seeds()] == [0, 1]
+        assert entry.chosen() == RATES[1] and entry.num_tried == 1
+
+    def test_may_try_more(self, entry, tuned):
+        entry.tune = [["", "dropout=0.1"]]
+        assert entry.tasks(0) == []
+        tune(tuned, 0.6, 0.7, 0.65)
+        tune(entry, 0.6, 0.7)
+        assert entry.chosen() == f"{RATES[1]} dropout=0.1" and entry.num_tried == 2
+
+    def test_where_the_other_one_is_not_tuned(self, data_set):
+        base = Entry("DIN", "din", data_set, num_seeds=2)
+        entry = Entry("Wide DIN", "din units=9", data_set, num_seeds=2, tuned_as=base)
+        assert [run.run for run in entry.of_seeds()] == ["din units=9"] * 2
+
+
+class TestOracles:
+    def test_are_those_of_a_finished_run(self, data_set):
+        entry = Entry("DIN", "din", data_set, num_seeds=2)
+        assert entry.oracles("test") == {}
+        _, run = entry.of_seeds()
+        leave_metrics(
+            *(run.directory, run.flags, {"test": 0.5, "validation": 0.5}),
+            best_reachable={"test": {"auc": 0.9}, "validation": None},
+            oracles={"test": {"own": {"auc": 0.8}}},
+        )
+        found = entry.oracles("test")
+        assert found == {"best reachable": {"auc": 0.9}, "oracle: own": {"auc": 0.8}}
+        assert entry.oracles("validation") == {}
 
 
 class TestResults:

@@ -17,11 +17,15 @@ class DataSet(NamedTuple):
         name: str. Its name in the tables.
         flags: list of str. Flags of `tfrec_diffusion.train` for every run on it.
         directory: `pathlib.Path`. Where its runs are.
+        options: list of str or `None`. Options that it is prepared with where it is missing, as
+            `name=value`; it makes its own raw files. If `None`, it has to be there, or is made with
+            the defaults. Defaults to `None`.
     """
 
     name: str
     flags: list[str]
     directory: pathlib.Path
+    options: list[str] | None = None
 
 
 class Entry:
@@ -41,7 +45,8 @@ class Entry:
         clustered_by: `Entry` or `None`. The entry whose model clusters the data set first. If
             `None`, it is not clustered. Defaults to `None`.
         clustering: list of str. Flags of `tfrec_diffusion.prepare` for that. Defaults to `()`.
-        shown: bool. Whether it is in the tables, and not only there to cluster. Defaults to `True`.
+        tuned_as: `Entry` or `None`. The entry whose chosen settings it takes. If `None`, it has its
+            own. Defaults to `None`.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class Entry:
         tune=(),
         clustered_by=None,
         clustering=(),
-        shown=True,
+        tuned_as=None,
     ):
         self.row = row
         self.run = run
@@ -62,7 +67,7 @@ class Entry:
         self.tune = tune
         self.clustered_by = clustered_by
         self.clustering = clustering
-        self.shown = shown
+        self.tuned_as = tuned_as
         self.failed = False
 
     # What there is to run
@@ -105,13 +110,16 @@ class Entry:
         return Run(self.run, 0, self.data_set.flags, self.data_set.directory)
 
     def _first(self):
-        if not self.clustered_by:
-            return self._unclustered()
-        clustering = self._clustering()
-        if not clustering or not clustering.is_finished:
-            return None
-        flags = [*self.data_set.flags, *clustering.train_flags]
-        return Run(self.run, 0, flags, clustering.directory)
+        run = self._unclustered()
+        if self.clustered_by:
+            clustering = self._clustering()
+            if not clustering or not clustering.is_finished:
+                return None
+            flags = [*self.data_set.flags, *clustering.train_flags]
+            run = Run(self.run, 0, flags, clustering.directory)
+        if self.tuned_as:
+            return run.having(self.tuned_as.chosen()) if self.tuned_as.best() else None
+        return run
 
     def _clustering(self):
         best = self.clustered_by and self.clustered_by.best()
@@ -152,7 +160,7 @@ class Entry:
         return _tuned(first, self.tune, _best)[1] if first else None
 
     def chosen(self):
-        """str. The settings that tuning has chosen. Empty if none, or none yet."""
+        """str. The settings that tuning has chosen, here or for `tuned_as`; empty if none yet."""
         best = self.best()
         return best.run.removeprefix(self.run).strip() if best else ""
 
@@ -163,6 +171,24 @@ class Entry:
     def results(self):
         """list of dicts: metrics by split of each seed that is finished."""
         return [run.metrics["splits"] for run in self.of_seeds() if run.is_finished]
+
+    def oracles(self, split):
+        """What is known of a split, as far as a finished run tells.
+
+        Args:
+            split: str.
+
+        Returns:
+            dict of metrics by name: of the true click probabilities, `"best reachable"`, and of
+            best estimates, `"oracle: <name>"`.
+        """
+        for run in self.finished():
+            best = run.metrics.get("best_reachable", {}).get(split)
+            oracles = run.metrics.get("oracles", {}).get(split) or {}
+            if best or oracles:
+                named = {f"oracle: {name}": known for name, known in oracles.items()}
+                return {**({"best reachable": best} if best else {}), **named}
+        return {}
 
     def missing(self):
         """What the tables still lack of it.

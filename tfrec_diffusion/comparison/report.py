@@ -1,79 +1,93 @@
-"""The report of a comparison: Markdown tables, and a picture beside them."""
+"""The report of a comparison: Markdown tables, claims, and pictures beside them."""
 
 import os
 
 import numpy as np
 
+from tfrec_diffusion.comparison.claims import SURE, judge
 from tfrec_diffusion.comparison.differences import differences, lacking
-from tfrec_diffusion.comparison.entry import by_data_set
 from tfrec_diffusion.comparison.picture import draw
+from tfrec_diffusion.comparison.run import file_name
 from tfrec_diffusion.comparison.statistics import REPLICATES, mean_and_deviation
 from tfrec_diffusion.files import written_aside
 from tfrec_diffusion.metrics import rela_impr
 
 _METRICS = {"auc": "AUC", "gauc": "GAUC", "log_loss": "log loss"}
 _COLUMNS = (*_METRICS.values(), "RelaImpr", "difference", "95% interval", "p")
+_OF_CLAIMS = ("claim", "paper", "measured", "expected", *_COLUMNS[4:], "verdict", "why")
 
 
-def write(entries, splits, output, picture):
-    """Writes the Markdown and the picture, whole or not at all.
+class Report:
+    """The report of a comparison, a Markdown file and its pictures.
+
+    The picture of the only table is `picture`. Those of named tables lie in a directory called
+    after it.
 
     Args:
-        entries: list of `Entry`, data set by data set.
-        splits: list of str. Splits in the tables, or `["all"]`.
+        plan: `Plan`.
         output: `pathlib.Path`. The Markdown file.
         picture: `pathlib.Path`. The picture, in a format that its name says.
     """
-    sections = list(sections_of([entry for entry in entries if entry.shown], splits))
-    for path in (output, picture):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(picture) as aside:
-        draw(sections).savefig(aside, dpi=150, format=picture.suffix[1:] or "png")
-    link = os.path.relpath(picture, output.parent)
-    with written_aside(output) as aside:
-        aside.write_text("\n".join(markdown(sections, link)) + "\n", encoding="utf-8")
+
+    def __init__(self, plan, output, picture):
+        self.plan = plan
+        self.output = output
+        self.pictures = {
+            table.name: picture.with_suffix("") / f"{file_name(table.name)}{picture.suffix}"
+            if table.name
+            else picture
+            for table in plan.tables
+            if table.figure
+        }
+        self._drawn = {}
+
+    def write(self):
+        """Writes the Markdown and the pictures, each whole or not at all.
+
+        Pictures are drawn anew where there are new results.
+        """
+        for path in (self.output, *self.pictures.values()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        for table in self.plan.tables:
+            finished = [run.directory for entry in table.entries for run in entry.finished()]
+            if table.figure and table.sections() and self._drawn.get(table.name) != finished:
+                path = self.pictures[table.name]
+                with written_aside(path) as aside:
+                    draw(table).savefig(aside, dpi=150, format=path.suffix[1:] or "png")
+                self._drawn[table.name] = finished
+        links = {
+            name: os.path.relpath(path, self.output.parent) for name, path in self.pictures.items()
+        }
+        with written_aside(self.output) as aside:
+            aside.write_text("\n".join(markdown(self.plan, links)) + "\n", encoding="utf-8")
 
 
-def sections_of(entries, splits):
-    """Yields what each table shows.
+def markdown(plan, pictures):
+    """Yields lines: the claims, what was done, the tables and pictures.
 
     Args:
-        entries: list of `Entry` in the tables, data set by data set.
-        splits: list of str. As of `write`. Of a data set that has finished runs, those that these
-            were evaluated on.
-
-    Yields:
-        list of `Entry` of a data set, and str, a split.
-    """
-    for of_data_set in by_data_set(entries):
-        results = [result for entry in of_data_set for result in entry.results()]
-        known = list(results[0]) if results else ["test"] if splits == ["all"] else splits
-        for split in known if splits == ["all"] else splits:
-            if split in known:
-                yield of_data_set, split
-
-
-def markdown(sections, picture):
-    """Yields lines: what was done, the tables, the picture.
-
-    Args:
-        sections: list of what `sections_of` yields.
-        picture: str. Path to link to.
+        plan: `Plan`.
+        pictures: dict of the path to link to by the name of a table.
 
     Yields:
         str.
     """
-    base = sections[0][0][0]
-    yield f"Mean ± standard deviation over {base.num_seeds} seeds."
-    tuned = any(entry.num_tried > 1 for entries, _ in sections for entry in entries)
+    if plan.claims:
+        yield from _claims(plan.claims)
+        yield "\n## Tables\n"
+    tables = plan.tables
+    yield f"Mean ± standard deviation over {tables[0].entries[0].num_seeds} seeds."
+    tuned = any(entry.num_tried > 1 for table in tables for entry in table.entries)
     if tuned:
         yield (
             "Tuned: what was chosen, of how many settings, by the AUC on the validation split with "
             "seed 0. Groups of alternatives were tried one after the other, each with the best of "
             "those before."
         )
+    bases = {table.base for table in tables}
+    base = bases.pop() if len(bases) == 1 else "the row that is named above a table"
     yield (
-        f"RelaImpr and difference are of the AUC, against {base.row}; the difference is the mean "
+        f"RelaImpr and difference are of the AUC, against {base}; the difference is the mean "
         "over pairs of equal seeds. Its squared standard error is its variance over "
         f"{REPLICATES} bootstrap samples of the users (a user comes with all impressions; all rows "
         "have the same samples) plus (s² - w) / n, not below 0: s² is the variance among the n "
@@ -81,23 +95,47 @@ def markdown(sections, picture):
         "Student's t with Satterthwaite's degrees of freedom; p is adjusted by Holm over the rows "
         "of a table, the interval is not. With one seed there is neither."
     )
-    for entries, split in sections:
-        yield f"\n## {entries[0].data_set.name}, {split} split\n"
-        yield from _table(entries, split, tuned)
-    yield f"\n![AUC of each row on each data set]({picture})"
+    if any(table.speed for table in tables):
+        yield (
+            "Speed: impressions a second at inference, reading them included, of the fastest seed, "
+            "as a multiple of the base's. Other trainings shared the machine: differences below a "
+            "third mean little."
+        )
+    for table in tables:
+        yield from _named(table, pictures.get(table.name), tuned)
 
 
-def _table(entries, split, tuned):
-    columns = [*(["tuned"] if tuned else []), *_COLUMNS]
+def _named(table, picture, tuned):
+    """A table with what is above and below it."""
+    sections = table.sections()
+    link = [f"\n![AUC of each row on each data set]({picture})"] if picture and sections else []
+    if table.name:
+        yield f"\n## {table.name}\n"
+        yield f"{table.caption} Differences are from {table.base}.".strip()
+        yield from link
+    for section in sections:
+        heading = "###" if table.name else "##"
+        yield f"\n{heading} {section.base.data_set.name}, {section.split} split\n"
+        yield from _table(section, tuned, table.speed)
+    if not table.name:
+        yield from link
+
+
+def _table(section, tuned, speed):
+    entries, base, split = section
+    columns = [*(["tuned"] if tuned else []), *_COLUMNS, *(["speed"] if speed else [])]
     yield f"| | {' | '.join(columns)} |"
     yield f"|---|{'---|' * len(columns)}"
-    of_base = _of_split(entries[0], split)
-    for entry, difference in zip(entries, differences(entries, split), strict=True):
+    of_base = _of_split(base, split)
+    for entry, difference in zip(entries, differences(entries, base, split), strict=True):
         results = _of_split(entry, split)
         numbers = []
         if results:
-            compared = of_base if entry is not entries[0] and of_base else None
+            compared = of_base if entry is not base and of_base else None
             numbers = [*([_choice(entry)] if tuned else []), *cells(results, compared, difference)]
+            if speed and of_base:
+                numbers += [""] * (len(columns) - 1 - len(numbers))
+                numbers.append(f"{_speed(results) / _speed(of_base):.2f}")
         missing = f" (**{entry.missing()}**)" if entry.missing() else ""
         yield _line(f"{entry.row}{missing}", numbers, columns)
     for name, known in _oracles(entries, split).items():
@@ -129,14 +167,11 @@ def _choice(entry):
 
 
 def _oracles(entries, split):
-    """Metrics of the true click probabilities and of best estimates, by name, where known."""
-    for run in (run for entry in entries for run in entry.finished()):
-        best = run.metrics.get("best_reachable", {}).get(split)
-        oracles = run.metrics.get("oracles", {}).get(split) or {}
-        if best or oracles:
-            named = {f"oracle: {name}": known for name, known in oracles.items()}
-            return {**({"best reachable": best} if best else {}), **named}
-    return {}
+    return next(filter(None, (entry.oracles(split) for entry in entries)), {})
+
+
+def _speed(seeds):
+    return max(seed["samples_per_second"] for seed in seeds)
 
 
 def cells(seeds, base, difference):
@@ -160,6 +195,43 @@ def cells(seeds, base, difference):
     numbers.append(f"{rela_impr(auc, of_base):+.2f}%")
     if difference is None:
         return [*numbers, f"{auc - of_base:+.4f}"]
+    return [*numbers, *_certainty(difference)]
+
+
+def _certainty(difference):
+    """Cells of a difference, its interval and p."""
     mean, low, high, p = difference
-    certainty = [f"{low:+.4f} to {high:+.4f}", "<0.001" if p < 0.001 else f"{p:.3f}"]
-    return [*numbers, f"{mean:+.4f}", *certainty]
+    return [f"{mean:+.4f}", f"{low:+.4f} to {high:+.4f}", "<0.001" if p < 0.001 else f"{p:.3f}"]
+
+
+def _claims(claims):
+    """The table of the claims, and what decides."""
+    yield "## What the papers claim\n"
+    yield (
+        f"With p < {SURE}, a claim holds if the difference is where it is expected, and does not "
+        "hold if it is not; otherwise the runs cannot tell. p is that of the bound of what is "
+        "expected, by the paired bootstrap described below, and adjusted by Holm over all rows of "
+        "this table; the 95% interval is each row's own.\n"
+    )
+    yield f"| {' | '.join(_OF_CLAIMS)} |"
+    yield f"|{'---|' * len(_OF_CLAIMS)}"
+    before = None
+    for one in judge(claims):
+        claim = one.claim
+        about = [claim.text, claim.paper] if claim is not before else ["", ""]
+        measured = str(one.contrast) + (f"; less: {one.minus}" if one.minus else "")
+        certainty = _certainty(one.difference) if one.difference else ["", "", ""]
+        if one.share is not None:
+            certainty[0] += f" ({one.share:.0%} of the gap from {' to '.join(claim.gap)})"
+        verdict = one.verdict or "not measured"
+        if one.missing:
+            verdict += f" (**{one.missing}**)"
+        why = claim.why if claim is not before else ""
+        cells = [*about, measured, _expected(claim), *certainty, verdict, why]
+        yield f"| {' | '.join(cells)} |"
+        before = claim
+
+
+def _expected(claim):
+    sign = {"above": ">", "below": "<", "equal within": "±"}[claim.expected]
+    return f"{sign} {claim.margin:g}"

@@ -1,6 +1,8 @@
 """One training of a comparison: its command, its directory, and what it has found."""
 
 import dataclasses
+import functools
+import json
 import math
 import pathlib
 import re
@@ -41,13 +43,13 @@ class Run:
     @property
     def directory(self):
         """`pathlib.Path` of its own directory, which is named after it."""
-        words = (word.lstrip("-") for word in shlex.split(self.run))
+        words = (word.lstrip("-") for word in _words(self.run))
         return pathlib.Path(self.parent, f"{file_name(' '.join(words))}_{self.seed}")
 
     @property
     def flags(self):
         """list of str. Flags of `tfrec_diffusion.train`."""
-        model, *words = shlex.split(self.run)
+        model, *words = _words(self.run)
         settings = [word if word.startswith("--") else f"--set={word}" for word in words]
         own = [f"--seed={self.seed}", f"--model_dir={self.directory}"]
         return [*self.common_flags, f"--model={model}", *settings, *own]
@@ -60,7 +62,8 @@ class Run:
     @property
     def metrics(self):
         """dict of `metrics.json`, or `None` unless it was trained to the end with these flags."""
-        metrics = RunDirectory(self.directory).metrics
+        file = RunDirectory(self.directory).metrics_file
+        metrics = _parsed(file.read_text()) if file.exists() else None
         return metrics if metrics and metrics["command"][1:] == self.flags else None
 
     @property
@@ -79,6 +82,11 @@ class Run:
         """str. What came out, once it is finished."""
         seconds = self.metrics["training_seconds"]
         return f"validation AUC {self.validation_auc:.4f}, {seconds:.0f} s"
+
+
+# A report of many tables asks for the same runs thousands of times.
+_words = functools.cache(shlex.split)
+_parsed = functools.cache(json.loads)
 
 
 def file_name(text):

@@ -1,13 +1,15 @@
 """Starts a comparison, or goes on with one: its plan, data, runs and report put together."""
 
+import itertools
 import pathlib
 import signal
 
-from tfrec_diffusion import extras
-from tfrec_diffusion.comparison import plan, report, scheduler
+from tfrec_diffusion import command, datasets, extras
+from tfrec_diffusion.comparison import plan, scheduler
 from tfrec_diffusion.comparison.entry import DataSet
+from tfrec_diffusion.comparison.report import Report
 from tfrec_diffusion.comparison.run import Run
-from tfrec_diffusion.datasets.preparation import find_or_make
+from tfrec_diffusion.datasets.preparation import find_or_make, prepare
 from tfrec_diffusion.files import lock
 from tfrec_diffusion.prepared_directory import PreparedDirectory
 
@@ -32,18 +34,15 @@ def compare(options, train_flags, parse):
     model_dir = pathlib.Path(options.model_dir)
     output = pathlib.Path(options.output or model_dir / "compare.md")
     picture = pathlib.Path(options.picture or output.with_suffix(".png"))
-    splits = ["all"] if "all" in options.splits else options.splits
-    entries = _entries(options, model_dir, train_flags, parse)
+    planned = _plan(options, model_dir, train_flags, parse)
+    entries = planned.entries
     model_dir.mkdir(parents=True, exist_ok=True)
     with lock(model_dir, "comparing models in"):
         try:
             with scheduler.interruptible():
-                _check(entries, splits, parse)
-                scheduler.work(
-                    entries,
-                    options.jobs,
-                    lambda: report.write(entries, splits, output, picture),
-                )
+                _check(planned, parse)
+                report = Report(planned, output, picture)
+                scheduler.work(entries, options.jobs, report.write)
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here")
             return 128 + signal.SIGINT
@@ -51,7 +50,8 @@ def compare(options, train_flags, parse):
     return int(any(entry.failed for entry in entries))
 
 
-def _entries(options, model_dir, train_flags, parse):
+def _plan(options, model_dir, train_flags, parse):
+    splits = ["all"] if "all" in options.splits else options.splits
     if options.comparison:
         return plan.from_file(
             options.comparison,
@@ -61,25 +61,42 @@ def _entries(options, model_dir, train_flags, parse):
             learning_rates=options.learning_rates,
             row_names=options.rows,
             data_set_names=options.datasets,
+            splits=splits,
         )
     name = parse(Run(options.run[0], 0, train_flags, model_dir).flags).dataset
     data_set = DataSet(name, train_flags, model_dir)
-    return plan.from_runs(options.run, data_set, options.seeds, options.learning_rates or ())
+    rates = options.learning_rates or ()
+    return plan.from_runs(options.run, data_set, options.seeds, rates, splits)
 
 
-def _check(entries, splits, parse):
-    """Checks the flags and data of what is to be trained, and makes the synthetic data."""
+def _check(planned, parse):
+    """Checks the flags, data and splits of what is to be trained, and makes what data it can."""
     known = {"all"}
     needed = {}
-    for entry in entries:
+    for entry in planned.entries:
         known.update(*entry.results())
         for run in entry.unclustered() if entry.missing() else ():
             values = parse(run.flags)
-            needed[values.dataset, values.data_dir] = None
-    for data_set in needed:
-        known.update(PreparedDirectory(find_or_make(*data_set)).splits())
+            needed[values.dataset, values.data_dir] = entry.data_set.options
+    for (dataset, data_dir), options in needed.items():
+        known.update(PreparedDirectory(_prepared(dataset, data_dir, options)).splits())
     # Nothing is evaluated on it.
     known.discard("train")
-    unknown = set(splits) - known
+    asked = {split for table in planned.tables for split in table.splits}
+    asked |= {
+        contrast.split
+        for claim in planned.claims
+        for contrast in itertools.chain(*claim.contrasts)
+        if contrast
+    }
+    unknown = asked - known
     if unknown:
         raise ValueError(f"`splits` must be among {sorted(known)}. Received: {sorted(unknown)}")
+
+
+def _prepared(dataset, data_dir, options):
+    """The directory of a data set, which is made with these options if it is missing."""
+    if options is None:
+        return find_or_make(dataset, data_dir)
+    options = command.settings(options, datasets.builder_class(dataset))
+    return prepare(dataset, data_dir=data_dir, **options)
