@@ -50,6 +50,19 @@ def test_rows_move_as_adam_moves_them_alone():
     np.testing.assert_allclose(variable, [[0], [-0.5], [0], [0.5]], rtol=1e-5)
 
 
+def test_tables_may_have_a_learning_rate_of_their_own():
+    """The first step of Adam is the learning rate, whatever the gradient."""
+    table, kernel = keras.Variable(np.zeros((4, 1), "f")), keras.Variable([0.0])
+    optimizer = LazyAdam.from_config(LazyAdam(0.1, table_factor=3.0).get_config())
+    optimizer.build([table, kernel])
+    lookups = tf.IndexedSlices(tf.constant([[7.0]]), tf.constant([1]), (4, 1))
+    optimizer.apply_gradients([(lookups, table), (tf.constant([7.0]), kernel)])
+    np.testing.assert_allclose(table, [[0], [-0.3], [0], [0]], rtol=1e-5)
+    np.testing.assert_allclose(kernel, [-0.1], rtol=1e-5)
+    with pytest.raises(ValueError, match="`table_factor` must be above 0. Received: .*=0"):
+        LazyAdam(table_factor=0)
+
+
 def test_dense_gradients_are_adams():
     gradient = tf.constant([[1.0, -2.0], [0.0, 3.0]])
     results = []

@@ -54,6 +54,10 @@ def train(values):
     _batch_size(values)
     flags.DEFINE_integer("epochs", 1, "passes over the training split", 1, flag_values=values)
     flags.DEFINE_float("learning_rate", 1e-3, "of Adam", 0.0, flag_values=values)
+    flags.DEFINE_float(
+        "table_learning_rate_factor", 1.0, "learning rate of embedding tables as a multiple of "
+        "--learning_rate", 0.0, flag_values=values,
+    )  # fmt: skip
     flags.DEFINE_integer(
         "history_length", None, "newest behaviors to keep; default: as prepared", 1,
         flag_values=values,

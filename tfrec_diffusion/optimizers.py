@@ -27,12 +27,14 @@ class LazyAdam(keras.optimizers.Adam):
             `None`, these are not clipped. Defaults to `None`.
         global_clipnorm: float or `None`. The most that the norm of all gradients together may be.
             If `None`, it is not clipped. Defaults to `None`.
+        table_factor: float. Step size of sparse gradients, as a multiple of `learning_rate`; more
+            than 0. Defaults to `1.0`.
         **kwargs: Further arguments of `keras.optimizers.Adam`, except `amsgrad`, `weight_decay`,
             `clipvalue`, `gradient_accumulation_steps`, `use_ema` and `loss_scale_factor`, which
             would touch every row of a table or fail on sparse gradients.
 
     Raises:
-        ValueError: If one of those arguments is given.
+        ValueError: If one of those arguments is given, or `table_factor` is not positive.
 
     Example:
 
@@ -48,14 +50,22 @@ class LazyAdam(keras.optimizers.Adam):
         "gradient_accumulation_steps",
     )
 
-    def __init__(self, learning_rate=0.001, name="lazy_adam", **kwargs):
+    def __init__(self, learning_rate=0.001, name="lazy_adam", table_factor=1.0, **kwargs):
         refused = {name: kwargs[name] for name in self._DENSE_ONLY if kwargs.get(name)}
         if refused:
             raise ValueError(
                 f"LazyAdam does not take {sorted(self._DENSE_ONLY)}: they touch every row of a "
                 f"table. Received: {refused}"
             )
+        if not table_factor > 0:
+            raise ValueError(
+                f"`table_factor` must be above 0. Received: table_factor={table_factor!r}"
+            )
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        self.table_factor = table_factor
+
+    def get_config(self):
+        return {**super().get_config(), "table_factor": self.table_factor}
 
     def _clip_gradients(self, grads):
         # Keras clips before the sum over replicas, but it is the norm of the sum that counts.
@@ -80,7 +90,7 @@ class LazyAdam(keras.optimizers.Adam):
 
         index = self._get_variable_index(variable)
         step = tf.cast(self.iterations + 1, variable.dtype)
-        learning_rate = tf.cast(learning_rate, variable.dtype)
+        learning_rate = tf.cast(learning_rate, variable.dtype) * self.table_factor
         alpha = learning_rate * tf.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
         m = self._moved(self._momentums[index], rows, gradient, self.beta_1)
         v = self._moved(self._velocities[index], rows, tf.square(gradient), self.beta_2)

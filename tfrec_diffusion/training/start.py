@@ -24,6 +24,7 @@ _RESULT_FLAGS = (
     "batch_size",
     "epochs",
     "learning_rate",
+    "table_learning_rate_factor",
     "history_length",
     "seed",
     "mixed_precision",
@@ -105,7 +106,11 @@ def _compiled_model(options, arguments, data, machines):
     with machines.strategy.scope():
         model = models.create(options.model, schema=data.schema, dtype=dtype, **arguments)
         model.compile(
-            LazyAdam(options.learning_rate, global_clipnorm=options.global_clipnorm),
+            LazyAdam(
+                options.learning_rate,
+                global_clipnorm=options.global_clipnorm,
+                table_factor=options.table_learning_rate_factor,
+            ),
             LogLoss(),
             weighted_metrics=[keras.metrics.AUC(name="auc")],
             steps_per_execution=options.steps_per_execution or machines.steps_per_execution,
