@@ -299,6 +299,7 @@ class DiffuMIN(RankingModel):
         self.top_p = top_p
         self.top_k = top_k
         self.aggregation = aggregation
+        self.evidence = evidence
         self.generator = generator
         self.diffusion_weight = diffusion_weight
         self.sampling_steps = sampling_steps
@@ -308,20 +309,19 @@ class DiffuMIN(RankingModel):
         self.sampler = sampler
         self.sigma = sigma
         self.normalize_interests = normalize_interests
+        self.train_interests = train_interests
+        self.inference_draws = inference_draws
         self.context_guidance = context_guidance
         self.channel_guidance = channel_guidance
         self.contrastive_weight = contrastive_weight
         self.temperature = temperature
         self.user_feature = user_feature
         self.aggregated_in_tower = aggregated_in_tower
-        self.short_term_length = short_term_length
-        self.num_heads = num_heads
         self.candidate_in_tower = candidate_in_tower
-        self.evidence = evidence
+        self.short_term_length = short_term_length
         self.cross_features = None if cross_features is None else features_of.names
         self.behavior_features = features_of.names
-        self.train_interests = train_interests
-        self.inference_draws = inference_draws
+        self.num_heads = num_heads
 
 
 def _users(features, name):
