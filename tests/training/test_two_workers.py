@@ -119,5 +119,6 @@ def test_two_workers_equal_one_device(directory, trained, graphs_optimized, monk
         pairs = zip(model.weights, of_workers, model.get_weights(), strict=True)
         for weight, ours, expected in pairs:
             message = f"{name}, {optimizer}: {weight.path}"
-            np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=0, err_msg=message)
+            # A step of Adam is 1e-4, also for a gradient that is little more than rounding.
+            np.testing.assert_allclose(ours, expected, atol=3e-5, rtol=0, err_msg=message)
         assert np.abs(of_workers[0] - before[0]).max() > 1e-3
