@@ -1,4 +1,7 @@
-"""The flags of the six commands, in one place, known without importing TensorFlow."""
+"""The flags of the six commands, in one place, known without importing TensorFlow.
+
+Tools define those that they share with a command by the same functions.
+"""
 
 import sys
 
@@ -48,10 +51,8 @@ def train(values):
     flags.DEFINE_enum(
         "model", "din", sorted(names.MODELS), "the model to train", flag_values=values
     )
-    flags.DEFINE_multi_string(
-        "set", [], "name=value: a constructor argument of the model; repeat it", flag_values=values
-    )
-    _batch_size(values)
+    model_settings(values)
+    batch_size(values)
     flags.DEFINE_integer("epochs", 1, "passes over the training split", 1, flag_values=values)
     flags.DEFINE_float("learning_rate", 1e-3, "of Adam", 0.0, flag_values=values)
     flags.DEFINE_float(
@@ -94,13 +95,8 @@ def train(values):
 
 def evaluate(values):
     """Flags of `python -m tfrec_diffusion.evaluate`."""
-    _model_dir(values)
-    flags.DEFINE_string("split", "test", "a split of the data set", flag_values=values)
-    flags.DEFINE_string(
-        "data_dir", None, "of prepared data sets; default: where the model was trained from",
-        flag_values=values,
-    )  # fmt: skip
-    _batch_size(values)
+    trained_model(values)
+    batch_size(values)
     flags.DEFINE_boolean(
         "write_predictions", False, "write them into --model_dir, where compare looks for them; "
         "only needed after older trainings, which did not", flag_values=values,
@@ -187,13 +183,47 @@ def _data_dir(values):
     flags.DEFINE_string("data_dir", "data", "directory of prepared data sets", flag_values=values)
 
 
-def _model_dir(values):
+def _model_dir(values, model="model"):
     flags.DEFINE_string(
-        "model_dir", None, "directory of one trained model", required=True, flag_values=values
+        "model_dir", None, f"directory of one trained {model}", required=True, flag_values=values
     )
 
 
-def _batch_size(values):
+# What commands share, and tools with them
+
+
+def trained_model(values, model="model"):
+    """Flags of what looks at a trained model: its directory, and a split of the data.
+
+    Args:
+        values: `absl.flags.FlagValues` to define them in.
+        model: str. What the help calls it. Defaults to `"model"`.
+    """
+    _model_dir(values, model)
+    flags.DEFINE_string(
+        "data_dir", None, "of prepared data sets; default: where the model was trained from",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_string("split", "test", "a split of the data set", flag_values=values)
+
+
+def model_settings(values):
+    """The flag `--set`.
+
+    Args:
+        values: `absl.flags.FlagValues` to define it in.
+    """
+    flags.DEFINE_multi_string(
+        "set", [], "name=value: a constructor argument of the model; repeat it", flag_values=values
+    )
+
+
+def batch_size(values):
+    """The flag `--batch_size`.
+
+    Args:
+        values: `absl.flags.FlagValues` to define it in.
+    """
     flags.DEFINE_integer(
         "batch_size", 256, "requests a step, over all devices", 1, flag_values=values
     )

@@ -98,6 +98,27 @@ def log_loss(labels, probabilities):
     return float(-np.mean(np.log(np.where(labels == 1, p, 1 - p))))
 
 
+def summary(labels, probabilities, groups):
+    """AUC, GAUC and log loss of click probabilities.
+
+    Args:
+        labels: array of shape (rows,). As in `gauc`.
+        probabilities: array of shape (rows,). As in `log_loss`.
+        groups: int array of shape (rows,). As in `gauc`.
+
+    Returns:
+        dict of floats `auc`, `gauc` and `log_loss`.
+
+    Raises:
+        ValueError: As in `gauc` and `log_loss`.
+    """
+    return {
+        "auc": auc(labels, probabilities),
+        "gauc": gauc(labels, probabilities, groups),
+        "log_loss": log_loss(labels, probabilities),
+    }
+
+
 def rela_impr(auc, base_auc):
     """Relative improvement of an AUC over that of a base model (DiffuMIN, eq. 25).
 

@@ -18,6 +18,7 @@ import tensorflow as tf
 from absl import flags
 
 from tfrec_diffusion import command, metrics
+from tfrec_diffusion import flags as shared_flags
 from tfrec_diffusion.diffusion.fusion import DiffusionFusion
 from tfrec_diffusion.training.run_directory import RunDirectory
 
@@ -25,14 +26,7 @@ _EVALUATIONS = (1, 2, 4)
 
 
 def define_flags(values):
-    flags.DEFINE_string(
-        "model_dir", None, "directory of a trained HierDiffuse", required=True, flag_values=values
-    )
-    flags.DEFINE_string(
-        "data_dir", None, "of prepared data sets; default: where the model was trained from",
-        flag_values=values,
-    )  # fmt: skip
-    flags.DEFINE_string("split", "test", "a split of the data set", flag_values=values)
+    shared_flags.trained_model(values, "HierDiffuse")
     flags.DEFINE_integer("users", 500, "users to sample for", 2, flag_values=values)
     flags.DEFINE_integer(
         "seed", 0, "seed of the noise, and of who gets whose interests", flag_values=values

@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
 from tfrec_diffusion import command
+from tfrec_diffusion import flags as shared_flags
 from tfrec_diffusion.layers.multi_interest import MultiInterestExtractor
 from tfrec_diffusion.layers.routing import TopRouting
 from tfrec_diffusion.models import DiffuMIN
@@ -46,14 +47,7 @@ _STYLES = {  # of `scatter`, by kind, the lowest first
 
 
 def define_flags(values):
-    flags.DEFINE_string(
-        "model_dir", None, "directory of a trained DiffuMIN", required=True, flag_values=values
-    )
-    flags.DEFINE_string(
-        "data_dir", None, "of prepared data sets; default: where the model was trained from",
-        flag_values=values,
-    )  # fmt: skip
-    flags.DEFINE_string("split", "test", "a split of the data set", flag_values=values)
+    shared_flags.trained_model(values, "DiffuMIN")
     flags.DEFINE_list("users", None, "numbers of requests in the split, from 0", flag_values=values)
     flags.DEFINE_integer(
         "count", 2, "number of panels, where --users is not given", 1, flag_values=values

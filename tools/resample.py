@@ -9,9 +9,8 @@ Printed are the metrics of both models, and how many of the predicted probabilit
 """
 
 import numpy as np
-from absl import flags
 
-from tfrec_diffusion import command
+from tfrec_diffusion import command, flags
 from tfrec_diffusion.training.evaluation import evaluate
 from tfrec_diffusion.training.run_directory import RunDirectory
 
@@ -19,18 +18,9 @@ _MOVED = 1e-3
 
 
 def define_flags(values):
-    flags.DEFINE_string(
-        "model_dir", None, "directory of one trained model", required=True, flag_values=values
-    )
-    flags.DEFINE_multi_string(
-        "set", [], "name=value: a constructor argument of the model; repeat it", flag_values=values
-    )
-    flags.DEFINE_string(
-        "data_dir", None, "of prepared data sets; default: where the model was trained from",
-        flag_values=values,
-    )  # fmt: skip
-    flags.DEFINE_string("split", "test", "a split of the data set", flag_values=values)
-    flags.DEFINE_integer("batch_size", 256, "requests a step", 1, flag_values=values)
+    flags.trained_model(values)
+    flags.model_settings(values)
+    flags.batch_size(values)
 
 
 def with_other_arguments(model, weights, arguments):

@@ -7,7 +7,6 @@ from tfrec_diffusion.comparison import statistics
 from tfrec_diffusion.comparison.differences import measured, summary
 from tfrec_diffusion.comparison.entry import Entry
 
-SURE = 0.05  # p below which a claim is decided
 # What is expected of a difference, given a margin: it lies between these.
 EXPECTED = {
     "above": lambda margin: (margin, math.inf),
@@ -80,7 +79,7 @@ class Judgment(NamedTuple):
         """str. `"holds"`, `"does not hold"` or `"cannot tell"`; empty without a difference."""
         if not self.difference:
             return ""
-        if self.difference.p >= SURE:
+        if self.difference.p >= statistics.SURE:
             return "cannot tell"
         low, high = EXPECTED[self.claim.expected](self.claim.margin)
         return "holds" if low < self.difference.mean < high else "does not hold"

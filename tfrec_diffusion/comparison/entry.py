@@ -172,6 +172,17 @@ class Entry:
         """list of dicts: metrics by split of each seed that is finished."""
         return [run.metrics["splits"] for run in self.of_seeds() if run.is_finished]
 
+    def results_on(self, split):
+        """Metrics of each seed that is finished and was evaluated on a split.
+
+        Args:
+            split: str.
+
+        Returns:
+            list of dicts.
+        """
+        return [result[split] for result in self.results() if split in result]
+
     def oracles(self, split):
         """What is known of a split, as far as a finished run tells.
 

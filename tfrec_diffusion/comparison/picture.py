@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 
 from tfrec_diffusion.comparison.differences import differences
+from tfrec_diffusion.comparison.statistics import SURE
 
 _INCHES_A_LETTER = 0.08
-_SURE = 0.05  # p below which a marker is filled
 _LOGARITHMIC = 20  # from this ratio of the largest number to the smallest on
 
 
@@ -38,7 +38,7 @@ def _bars(sections, _):
             axes.errorbar(
                 auc, rows.index(entry.row), xerr=np.transpose([error]),
                 fmt="o", capsize=3, color="C0" if not entry.missing() else "0.6",
-                markerfacecolor=None if found and found.p < _SURE else "white",
+                markerfacecolor=None if found and found.p < SURE else "white",
             )  # fmt: skip
         axes.set_title(_title(section), fontsize="medium")
         axes.set_xlabel("AUC")
@@ -48,7 +48,7 @@ def _bars(sections, _):
     axes.set_ylim(len(rows) - 0.5, -0.5)
     figure.supxlabel(
         f"Dashed: {sections[0].base.row}; error bars: 95% interval of the difference from it;\n"
-        f"filled: differs from it with p < {_SURE} (Holm); gray: not all seeds yet.",
+        f"filled: differs from it with p < {SURE} (Holm); gray: not all seeds yet.",
         fontsize="small",
     )
     return figure
@@ -167,4 +167,4 @@ def _measured(section):
 
 
 def _aucs(entry, split):
-    return np.array([found[split]["auc"] for found in entry.results() if split in found], float)
+    return np.array([found["auc"] for found in entry.results_on(split)], float)

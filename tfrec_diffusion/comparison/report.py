@@ -4,11 +4,11 @@ import os
 
 import numpy as np
 
-from tfrec_diffusion.comparison.claims import SURE, judge
+from tfrec_diffusion.comparison.claims import judge
 from tfrec_diffusion.comparison.differences import differences, lacking
 from tfrec_diffusion.comparison.picture import draw
 from tfrec_diffusion.comparison.run import file_name
-from tfrec_diffusion.comparison.statistics import REPLICATES, mean_and_deviation
+from tfrec_diffusion.comparison.statistics import REPLICATES, SURE, mean_and_deviation
 from tfrec_diffusion.files import written_aside
 from tfrec_diffusion.metrics import rela_impr
 
@@ -126,9 +126,9 @@ def _table(section, tuned, speed):
     columns = [*(["tuned"] if tuned else []), *_COLUMNS, *(["speed"] if speed else [])]
     yield f"| | {' | '.join(columns)} |"
     yield f"|---|{'---|' * len(columns)}"
-    of_base = _of_split(base, split)
+    of_base = base.results_on(split)
     for entry, difference in zip(entries, differences(entries, base, split), strict=True):
-        results = _of_split(entry, split)
+        results = entry.results_on(split)
         numbers = []
         if results:
             compared = of_base if entry is not base and of_base else None
@@ -154,10 +154,6 @@ def _table(section, tuned, speed):
 
 def _line(name, cells, columns):
     return f"| {' | '.join([name, *cells, *[''] * (len(columns) - len(cells))])} |"
-
-
-def _of_split(entry, split):
-    return [result[split] for result in entry.results() if split in result]
 
 
 def _choice(entry):

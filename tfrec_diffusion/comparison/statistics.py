@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+SURE = 0.05  # p below which a difference is taken for one
 REPLICATES = 500  # samples of the users: a standard error to 3%
 _LEVELS_AT_ONCE = 256  # scores whose sums stay in the processor's cache
 

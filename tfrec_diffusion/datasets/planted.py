@@ -158,11 +158,7 @@ def oracle_metrics(raw_dir, splits):
             click_rate = _logistic_regression(predicted["counts"], labels)
         predicted["counts"] = click_rate(predicted["counts"])
         found = {
-            name: {
-                "auc": metrics.auc(labels, probabilities),
-                "gauc": metrics.gauc(labels, probabilities, users),
-                "log_loss": metrics.log_loss(labels, probabilities),
-            }
+            name: metrics.summary(labels, probabilities, users)
             for name, probabilities in predicted.items()
         }
         reachable[split] = found.pop("true")

@@ -5,6 +5,8 @@ import json
 import pathlib
 import shutil
 
+from tfrec_diffusion.files import written_aside
+
 _OPTIONS = "options.json"
 
 
@@ -26,20 +28,21 @@ def written_once(directory, options):
         ValueError: If `directory` holds files of another origin.
     """
     directory = pathlib.Path(directory)
-    incomplete = directory.with_name(f"{directory.name}.incomplete")
-    shutil.rmtree(incomplete, ignore_errors=True)
     if (directory / _OPTIONS).exists():
         if json.loads((directory / _OPTIONS).read_text()) == options:
             yield None
             return
-        directory.rename(incomplete)
-        shutil.rmtree(incomplete)
     elif directory.exists() and any(directory.iterdir()):
         raise ValueError(
             f"`raw_dir` must be empty, absent or written by this data set. Received: {directory}, "
             f"which has files but no {_OPTIONS}"
         )
-    incomplete.mkdir(parents=True)
-    yield incomplete
-    (incomplete / _OPTIONS).write_text(json.dumps(options, indent=1) + "\n")
-    incomplete.replace(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(directory) as aside:
+        if directory.exists():
+            # Renamed first, so that what a kill leaves of it is not taken for the whole.
+            directory.rename(aside)
+            shutil.rmtree(aside)
+        aside.mkdir()
+        yield aside
+        (aside / _OPTIONS).write_text(json.dumps(options, indent=1) + "\n")

@@ -214,11 +214,7 @@ def best_reachable(raw_dir, days):
         probabilities.append(np.load(_probability_path(path)))
     labels, probabilities = np.array(labels, np.int64), np.concatenate(probabilities)
     groups, _ = pd.factorize(np.array(users, object))
-    return {
-        "auc": metrics.auc(labels, probabilities),
-        "gauc": metrics.gauc(labels, probabilities, groups),
-        "log_loss": metrics.log_loss(labels, probabilities),
-    }
+    return metrics.summary(labels, probabilities, groups)
 
 
 def _probability_path(path):

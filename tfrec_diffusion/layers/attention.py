@@ -114,15 +114,13 @@ class LocalActivationUnit(keras.layers.Layer):
             if i > 0:
                 x = ops.matmul(x, self.kernels[i]) + ops.matmul(real, self.biases[i][None])
             x = activate(layer, x, real[:, 0], training)
-        scores = ops.matmul(x, self.kernels[-1]) + self.biases[-1]
-        if self.softmax:
-            scores = ops.reshape(scores, (batch, length, candidates))
-            scores = ops.transpose(ops.cast(scores, "float32"), (0, 2, 1))
-            scores = masked_softmax(scores, history_mask[:, None])
-            scores = ops.cast(ops.transpose(scores, (0, 2, 1)), self.compute_dtype)
-        else:
-            scores = ops.reshape(scores * real, (batch, length, candidates))
-        return ops.einsum("bln,bld->bnd", scores, history)
+        scores = (ops.matmul(x, self.kernels[-1]) + self.biases[-1]) * real
+        scores = ops.reshape(scores, (batch, length, candidates))
+        if not self.softmax:
+            return ops.einsum("bln,bld->bnd", scores, history)
+        logits = ops.cast(ops.transpose(scores, (0, 2, 1)), "float32")
+        weights = masked_softmax(logits, history_mask[:, None])
+        return ops.matmul(ops.cast(weights, self.compute_dtype), history)
 
     def compute_output_spec(self, history, target, *_, training=None):
         return keras.KerasTensor(target.shape, self.compute_dtype)

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfrec_diffusion.layers.aggregation import weighted_sum
-from tfrec_diffusion.layers.normalization import unit_length
+from tfrec_diffusion.layers.normalization import inverse_length, unit_length
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
@@ -57,8 +57,8 @@ class ChannelEvidence(keras.layers.Layer):
     def call(self, history, channels, target, scores, weights, interests, known=None):
         real, selected = scores > -float("inf"), weights > 0
         target = unit_length(target)[:, :, None]
-        of_behavior = _inverse_length(history)[:, None, None, :, 0]
-        of_channel = _inverse_length(channels)  # 1 of orthonormal channels
+        of_behavior = inverse_length(history)[:, None, None, :, 0]
+        of_channel = inverse_length(channels)  # 1 of orthonormal channels
         scores = ops.where(real, scores, 0.0) * of_behavior * of_channel
 
         count, behaviors = _sum(weights), ops.maximum(_sum(ops.cast(real, "float32")), 1.0)
@@ -89,7 +89,3 @@ class ChannelEvidence(keras.layers.Layer):
 
 def _sum(x):
     return ops.sum(x, axis=-1, keepdims=True)
-
-
-def _inverse_length(x):
-    return ops.rsqrt(ops.maximum(_sum(ops.square(x)), 1e-12))

@@ -30,8 +30,20 @@ def unit_length(x):
     Returns:
         float tensor of the shape of `x`. Zeros stay zeros.
     """
+    return x * inverse_length(x)
+
+
+def inverse_length(x):
+    """1 / length of vectors, with a finite value and gradient at zero.
+
+    Args:
+        x: float tensor of shape (..., d).
+
+    Returns:
+        float tensor of shape (..., 1).
+    """
     squared = ops.sum(ops.square(x), axis=-1, keepdims=True)
-    return x * ops.rsqrt(ops.maximum(squared, 1e-12))
+    return ops.rsqrt(ops.maximum(squared, 1e-12))
 
 
 def root_mean_square(x):

@@ -30,9 +30,7 @@ def evaluate(model, data, split, batch_size, machines=None, keep=None):
     if keep:
         keep(split, probabilities, labels, groups)
     return {
-        "auc": metrics.auc(labels, probabilities),
-        "gauc": metrics.gauc(labels, probabilities, groups),
-        "log_loss": metrics.log_loss(labels, probabilities),
+        **metrics.summary(labels, probabilities, groups),
         "impressions": len(labels),
         "click_rate": float(labels.mean()),
         "seconds": seconds,

@@ -236,7 +236,7 @@ def part_c(values, length=1000, steps=10):
 def part_d(values, length=5000):
     model = create(_NO_GENERATOR, values.dim)
     extractor = model.get_layer("diffumin.extractor")
-    history, channels, target, history_mask, *known = extractor.input
+    history, channels, target, history_mask = extractor.input
     features, _ = requests(length)
 
     def two_products(inputs):
@@ -246,7 +246,7 @@ def part_d(values, length=5000):
     factors = keras.Model(model.input, [history, channels])(features)
     calls = {}
     for mode in MODES:
-        inputs = [history, target, history_mask, *known]
+        inputs = [history, target, history_mask]
         calls[mode, "extractor"] = piece(model, inputs, extractor.output, features, mode)
         calls[mode, "products"] = in_mode(two_products, [history, channels], factors, mode)
     ms = medians(calls, values)
