@@ -36,4 +36,6 @@ def perturb(model):
             value = weight.numpy() + rng.normal(0, 0.05, weight.shape)
             if weight.path.endswith("embeddings"):
                 value[0] = 0  # padding stays so under training
+            elif weight.path.endswith(("/moving_variance", "/seen")):
+                value = np.abs(value) + 0.5  # of averages that start at 0
             weight.assign(value)

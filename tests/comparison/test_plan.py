@@ -72,11 +72,26 @@ class TestFile:
         untuned = {name: COMPARISON[name] for name in ("rows", "data_sets")}
         assert [entry.tune for entry in read(untuned)[:2]] == [[], mean.tune[1:]]
 
+    def test_a_data_set_may_tune_its_rows(self, read):
+        """But not those that take the settings of another one."""
+        wide = {"run": "avg_pooling units=9", "tuned_as": "Mean"}
+        other = {**COMPARISON["data_sets"]["Other"], "tune": [["", "embedding_dim=16"]]}
+        short, mean, _, wide = read(
+            {**COMPARISON, "rows": {**COMPARISON["rows"], "Wide": wide}, "data_sets": {"B": other}}
+        )
+        rates = ["--learning_rate=0.001", "--learning_rate=0.03"]
+        assert short.tune == [rates, ["", "embedding_dim=16"]]
+        assert mean.tune == [*short.tune, ["", "units=9"], ["dropout=0.1", ""]]
+        assert wide.tune == []
+
     @pytest.mark.parametrize("tune", ["units=4", ["units=4"], [[]], [[4]], {"units": [4]}])
     def test_other_groups_are_refused(self, read, tune):
         rows = {"Mean": {"run": "avg_pooling", "tune": tune}}
         with pytest.raises(ValueError, match="`tune` of Mean must be a list of lists of strings"):
             read({**COMPARISON, "rows": rows})
+        data_sets = {"B": {**COMPARISON["data_sets"]["Other"], "tune": tune}}
+        with pytest.raises(ValueError, match="`tune` of B must be a list of lists of strings"):
+            read({**COMPARISON, "data_sets": data_sets})
 
     def test_the_first_row_is_always_there(self, read):
         entries = read(row_names=["Mean"], data_set_names=["Other"])

@@ -163,3 +163,22 @@ time.sleep(30)
         signal.signal(signal.SIGINT, before)
     assert sorted(path.parent.name for path in tmp_path.glob("*/stopped")) == ["a_x_0", "a_y_0"]
     assert not list(tmp_path.glob("*/done"))
+
+
+def test_tasks_share_what_xla_compiles_until_the_end(entry, monkeypatch):
+    monkeypatch.setenv("TF_XLA_FLAGS", "--tf_xla_cpu_global_jit=false")
+    program = """
+import os
+flags = os.environ["TF_XLA_FLAGS"]
+(place / "flags").write_text(flags)
+assert os.path.isdir(flags.split("_directory=")[1].split()[0])
+"""
+    row = entry("x", program)
+    assert work([row]) == [0, 1, 2]
+    first, second = ((task.directory / "flags").read_text() for task in row.finished())
+    assert first == second
+    own, directory, devices = (flag.split("=") for flag in first.split())
+    assert own == ["--tf_xla_cpu_global_jit", "false"]
+    assert devices == ["--tf_xla_persistent_cache_device_types", "CPU"]
+    assert directory[0] == "--tf_xla_persistent_cache_directory"
+    assert not os.path.exists(directory[1])

@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 
 from tfrec_diffusion.layers.normalization import (
+    Standardization,
     layer_norm,
     masked_softmax,
     root_mean_square,
@@ -70,3 +71,28 @@ def test_half_precision(function, dtype):
     half = function(tf.cast(x, dtype))
     assert half.dtype == dtype
     np.testing.assert_allclose(tf.cast(half, "float32"), function(x), atol=0.01)
+
+
+class TestStandardization:
+    def test_by_hand(self):
+        layer = Standardization(momentum=0.5)
+        x = np.array([[1e-4, 8], [3e-4, 8]], "f")
+        np.testing.assert_allclose(layer(x, training=True), [[-1, 0], [1, 0]], rtol=0.01)
+
+    def test_inference_before_the_first_step_changes_nothing(self):
+        x = np.array([[1e-4, 8], [3e-4, 8]], "f")
+        np.testing.assert_allclose(Standardization()(x), x, rtol=1e-6)
+
+    def test_inference_after_one_step_has_its_statistics(self):
+        layer = Standardization(momentum=0.9)
+        x = np.array([[1e-4, 8], [3e-4, 10]], "f")
+        of_batch = layer(x, training=True)
+        np.testing.assert_allclose(layer(x), of_batch, rtol=1e-4)
+        np.testing.assert_allclose(layer(x[:1]), of_batch[:1], rtol=1e-4)
+
+    def test_averages_forget(self):
+        """Means 0 and 8 weigh 1/4 and 1/2 after two steps, and the weights sum to 3/4."""
+        layer = Standardization(momentum=0.5)
+        for mean in (0, 8):
+            layer(np.array([[mean - 2], [mean + 2]], "f"), training=True)
+        np.testing.assert_allclose(layer(np.array([[16 / 3 + 2]], "f")), [[1]], rtol=1e-5)

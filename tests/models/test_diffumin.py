@@ -20,6 +20,7 @@ PAPER = {
     "channel_start": "random",
     "evidence": False,
     "candidate_in_tower": False,
+    "profile_units": None,
     "cross_features": (),
     "sampler": "ddpm",
     "sampling_steps": 2,
@@ -44,6 +45,9 @@ VARIANTS = [
     {"top_k": 3},
     {"evidence": False},
     {"candidate_in_tower": False},
+    {"profile_units": None},
+    {"profile_units": ()},
+    {"profile_units": (8, 4)},
     {"cross_features": ()},
     {"cross_features": ("history_gap",)},
     {"aggregation": "share"},
@@ -121,10 +125,11 @@ def test_every_loss_reaches_what_it_should_and_nothing_else(schema, make_request
 
 
 def test_what_the_defaults_add_to_the_paper(schema, make_requests):
-    """The tower sees the candidate and evidence; evidence and Transformer see ages."""
+    """The tower sees the candidate, evidence and the profile; all but the channels sees ages."""
     added = {
         "candidate_in_tower": set(),
         "evidence": {"diffumin.channels", "diffumin.extractor"},
+        "profile_units": {"diffumin.profile"},
         "cross_features": {"diffumin.cross_features", "diffumin.cross_features.add"},
     }
     paper = {**PAPER, "generator": None, "embedding_stddev": 0.3}
@@ -141,7 +146,10 @@ def test_what_the_defaults_add_to_the_paper(schema, make_requests):
 
 
 def test_files_of_before_these_arguments_keep_what_they_were(schema, make_requests):
-    new = ("channel_start", "evidence", "candidate_in_tower", "cross_features", "train_interests")
+    new = {
+        *("channel_start", "evidence", "candidate_in_tower", "profile_units", "cross_features"),
+        "train_interests",
+    }
     model = create(schema, **{**PAPER, "channel_start": "target"})
     config = {name: value for name, value in model.get_config().items() if name not in new}
     copy = type(model).from_config(config)

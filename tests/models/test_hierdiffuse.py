@@ -23,7 +23,12 @@ LONG, SHORT, GATE, FUSION = (
 )
 TOWER = {"user", "hour", "item", "category", "price", "click.tower", "click.logit"}
 # The tower sees h^fusion alone, as in the paper, so that what reaches it shows.
-PAPER = {"interests_in_tower": False, "interaction": False, "cross_features": ()}
+PAPER = {
+    "interests_in_tower": False,
+    "interaction": False,
+    "profile_units": None,
+    "cross_features": (),
+}
 # In table 2 of the paper, and our own: what the clicks reach beside the tower, and what the
 # diffusion's losses reach.
 BY_SHORT = {*EMBEDDINGS, SHORT, FUSION}
@@ -109,10 +114,11 @@ def test_variants_score_and_learn_what_they_should(
 
 
 def test_what_the_defaults_add_to_the_paper(schema, make_requests):
-    """The tower sees each interest and its product with the candidate; encoders see ages."""
+    """The tower sees each interest, products with the candidate, the profile; encoders see ages."""
     added = {
         "interests_in_tower": {LONG, SHORT},
         "interaction": {"hierdiffuse.product_0"},
+        "profile_units": {"hierdiffuse.profile"},
         "cross_features": {"hierdiffuse.cross_features", "hierdiffuse.cross_features.add"},
     }
     features = make_requests(batch=6, candidates=2)
@@ -129,6 +135,15 @@ def test_what_the_defaults_add_to_the_paper(schema, make_requests):
 def test_files_of_before_these_arguments_keep_the_paper_s_tower(schema, make_requests):
     model = create(schema, **PAPER)
     config = {name: value for name, value in model.get_config().items() if name not in PAPER}
+    copy = type(model).from_config(config)
+    copy.set_weights(model.get_weights())
+    np.testing.assert_array_equal(copy(make_requests()), model(make_requests()))
+
+
+def test_files_of_before_hidden_layers_of_the_products_have_linear_ones(schema, make_requests):
+    model = create(schema, interaction_units=(), profile_units=None)
+    config = model.get_config()
+    del config["interaction_units"], config["profile_units"]
     copy = type(model).from_config(config)
     copy.set_weights(model.get_weights())
     np.testing.assert_array_equal(copy(make_requests()), model(make_requests()))

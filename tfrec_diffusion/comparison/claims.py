@@ -109,7 +109,7 @@ class Judgment(NamedTuple):
 
 
 def judge(claims):
-    """Decides claims, with p adjusted by Holm over all contrasts of all of them.
+    """Decides claims one by one, with p adjusted by Holm over the contrasts of each.
 
     Args:
         claims: list of `Claim`.
@@ -117,9 +117,12 @@ def judge(claims):
     Returns:
         list of `Judgment`, claim by claim.
     """
+    return [one for claim in claims for one in _judge(claim)]
+
+
+def _judge(claim):
     found = [
         Judgment(claim, contrast, minus, _difference(claim, contrast, minus))
-        for claim in claims
         for contrast, minus in claim.contrasts
     ]
     adjusted = iter(statistics.holm([one.difference.p for one in found if one.difference]))

@@ -95,8 +95,9 @@ def read(path):
         comparison.get("claims", []),
         comparison.get("learning_rates", []),
     )
+    for name, says in [*rows.items(), *data_sets.items()]:
+        _check_groups(f"{path}: `tune` of {name}", says.get("tune", []))
     for name, row in rows.items():
-        _check_groups(f"{path}: `tune` of {name}", row.get("tune", []))
         _check_names(f"{path}: `data_sets` of {name}", row.get("data_sets", []), data_sets)
     for name in file.tables:
         _check_table(file, name)

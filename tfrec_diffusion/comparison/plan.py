@@ -117,6 +117,7 @@ def _entries(file, name, shown, model_dir, num_seeds, flags, learning_rates):
     given = file.data_sets[name]
     if learning_rates is None:
         learning_rates = given.get("learning_rates", file.learning_rates)
+    of_all = [*_groups(learning_rates), *given.get("tune", ())]
     needed = {*shown}
     for row in reversed(file.rows):
         if row in needed:
@@ -138,7 +139,7 @@ def _entries(file, name, shown, model_dir, num_seeds, flags, learning_rates):
                 ),
                 # To cluster or tune for others, seed 0 will do.
                 num_seeds=num_seeds if row in shown else 1,
-                tune=groups if "tuned_as" in says else [*_groups(learning_rates), *groups],
+                tune=groups if "tuned_as" in says else [*of_all, *groups],
                 clustered_by=of_rows[says.get("clustered_by")],
                 clustering=shlex.split(says.get("clustering", "").format(**given)),
                 tuned_as=of_rows[says.get("tuned_as")],

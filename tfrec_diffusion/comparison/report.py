@@ -206,8 +206,9 @@ def _claims(claims):
     yield (
         f"With p < {SURE}, a claim holds if the difference is where it is expected, and does not "
         "hold if it is not; otherwise the runs cannot tell. p is that of the bound of what is "
-        "expected, by the paired bootstrap described below, and adjusted by Holm over all rows of "
-        "this table; the 95% interval is each row's own.\n"
+        "expected, by the paired bootstrap described below, and adjusted by Holm over the rows of "
+        "the claim; the 95% interval is each row's own. Claims are decided one by one: of twenty "
+        "in which there is nothing, one is decided by chance.\n"
     )
     yield f"| {' | '.join(_OF_CLAIMS)} |"
     yield f"|{'---|' * len(_OF_CLAIMS)}"

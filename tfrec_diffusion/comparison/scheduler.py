@@ -2,9 +2,11 @@
 
 import contextlib
 import datetime
+import os
 import shlex
 import signal
 import subprocess
+import tempfile
 import time
 
 from tfrec_diffusion.comparison.entry import by_data_set
@@ -28,8 +30,8 @@ def work(entries, jobs, report):
     running = {}
     begun, before = time.monotonic(), count(entries)
     report()
-    try:
-        while _start(entries, jobs, running):
+    with _shared_compilations() as environment, _stopped_at_the_end(running):
+        while _start(entries, jobs, running, environment):
             while all(process.poll() is None for process in running):
                 time.sleep(_POLL_SECONDS)
             for process in [process for process in running if process.poll() is not None]:
@@ -42,6 +44,28 @@ def work(entries, jobs, report):
                 seconds = (time.monotonic() - begun) * (total - done) / (done - before)
                 left = datetime.timedelta(seconds=round(seconds))
                 print(f"{done} of {total} runs; {left} to go, as fast as so far", flush=True)
+
+
+@contextlib.contextmanager
+def _shared_compilations():
+    """An environment in which processes share what XLA compiles for CPUs.
+
+    The trainings of a row differ by their seeds, and a short one compiles for half of its time. The
+    files hold code of this processor, so that they are not kept any longer.
+    """
+    with tempfile.TemporaryDirectory(prefix="tfrec_diffusion_xla_") as directory:
+        flags = (
+            os.environ.get("TF_XLA_FLAGS", ""),
+            f"--tf_xla_persistent_cache_directory={directory}",
+            "--tf_xla_persistent_cache_device_types=CPU",
+        )
+        yield {**os.environ, "TF_XLA_FLAGS": " ".join(flags).strip()}
+
+
+@contextlib.contextmanager
+def _stopped_at_the_end(running):
+    try:
+        yield
     finally:
         for process in running:
             process.terminate()
@@ -49,7 +73,7 @@ def work(entries, jobs, report):
             process.wait()
 
 
-def _start(entries, jobs, running):
+def _start(entries, jobs, running, environment):
     """Starts what can run and fits into `jobs`; whether anything is running.
 
     `running` is a dict of process to its entry and task, to which those started are added.
@@ -61,7 +85,9 @@ def _start(entries, jobs, running):
             print(f"{task.directory} ...", flush=True)
             task.directory.mkdir(parents=True, exist_ok=True)
             with open(task.directory / _STDERR, "wb") as stderr:
-                process = subprocess.Popen(task.command, stdout=subprocess.DEVNULL, stderr=stderr)
+                process = subprocess.Popen(
+                    task.command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment
+                )
             running[process] = entry, task
     return bool(running)
 

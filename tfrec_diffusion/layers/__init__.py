@@ -23,7 +23,9 @@ from tfrec_diffusion.layers.evidence import ChannelEvidence
 from tfrec_diffusion.layers.hashing import HammingSearch, HashBucketPooling
 from tfrec_diffusion.layers.mlp import MLP
 from tfrec_diffusion.layers.multi_interest import MultiInterestExtractor
+from tfrec_diffusion.layers.normalization import Standardization
 from tfrec_diffusion.layers.orthogonal import OrthogonalChannels, TargetChannel
+from tfrec_diffusion.layers.pooling import MaskedMean
 from tfrec_diffusion.layers.product import TargetProduct
 from tfrec_diffusion.layers.recurrent import InterestEvolution, InterestExtractor, NextBehaviorLoss
 from tfrec_diffusion.layers.routing import (
@@ -70,6 +72,7 @@ __all__ = [
     "LocalActivationUnit",
     "LogSize",
     "LongTermEncoder",
+    "MaskedMean",
     "MeanAggregation",
     "MultiInterestExtractor",
     "Newest",
@@ -82,6 +85,7 @@ __all__ = [
     "ShortTermEncoder",
     "SimilarityAggregation",
     "SoftRouting",
+    "Standardization",
     "StraightThroughRouting",
     "TableEmbedding",
     "TargetAttention",

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from tfrec_diffusion.layers.arguments import check_share
+
 # Of what a softmax leaves out. It is finite, because -inf gives NaN where nothing is left.
 LOWEST_LOGIT = -1e30
 
@@ -71,6 +73,64 @@ def masked_softmax(logits, real):
     """
     weights = ops.softmax(ops.where(real, logits, LOWEST_LOGIT), axis=-1)
     return ops.where(real, weights, 0.0)
+
+
+@keras.saving.register_keras_serializable(package="tfrec_diffusion")
+class Standardization(keras.layers.Layer):
+    """(x - E[x]) / sqrt(Var[x] + eps), with the statistics of the batch, or averages of them.
+
+    Unlike those of Keras's `BatchNormalization`, which start at a variance of 1, the averages at
+    inference are means of what was seen from the first step on. Variances of new embeddings are so
+    small that it would take hundreds of steps to forget the 1. Computed in float32.
+
+    Args:
+        momentum: float. Momentum of the averages, in [0, 1). Defaults to `0.9`.
+        epsilon: float. Positive number that is added to the variance. Defaults to `1e-10`.
+
+    Call arguments:
+        inputs: float tensor of shape (batch, dim).
+        training: bool. Whether to use the statistics of the batch. Defaults to `None`, which is
+            `False`.
+
+    Returns:
+        float tensor of shape (batch, dim). The inputs themselves before the first step.
+    """
+
+    def __init__(self, momentum=0.9, epsilon=1e-10, **kwargs):
+        super().__init__(**kwargs)
+        check_share(momentum=momentum)
+        self.momentum = momentum
+        self.epsilon = epsilon
+
+    def build(self, input_shape):
+        def average(name, shape):
+            return self.add_weight(
+                name=name, shape=shape, initializer="zeros", trainable=False, autocast=False
+            )
+
+        self.moving_mean = average("moving_mean", input_shape[-1:])
+        self.moving_variance = average("moving_variance", input_shape[-1:])
+        self.seen = average("seen", ())  # 1 - momentum ** steps
+
+    def call(self, inputs, training=None):
+        x = ops.cast(inputs, "float32")
+        if training:
+            mean, variance = ops.moments(x, axes=0)
+            for moving, value in (
+                (self.moving_mean, mean),
+                (self.moving_variance, variance),
+                (self.seen, 1.0),
+            ):
+                value = ops.stop_gradient(value) * (1 - self.momentum)
+                moving.assign(moving * self.momentum + value)
+        else:
+            seen = ops.maximum(self.seen, 1e-7)
+            mean = self.moving_mean / seen
+            variance = ops.where(self.seen > 0, self.moving_variance / seen, 1.0)
+        return ops.cast((x - mean) * ops.rsqrt(variance + self.epsilon), self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
 
 
 def layer_norm(dtype):

@@ -1,30 +1,9 @@
 """Avg-Pooling DNN: the mean of the history beside the candidate, the baseline of both papers."""
 
 import keras
-from keras import ops
 
+from tfrec_diffusion.layers.pooling import MaskedMean
 from tfrec_diffusion.models.base import RankingModel
-
-
-@keras.saving.register_keras_serializable(package="tfrec_diffusion")
-class MaskedMean(keras.layers.Layer):
-    """Mean of the real behaviors.
-
-    Call arguments:
-        history: float tensor of shape (batch, length, d).
-        history_mask: bool tensor of shape (batch, length). True for a real behavior.
-
-    Returns:
-        float tensor of shape (batch, d). Zeros where no behavior is real.
-    """
-
-    def call(self, history, history_mask):
-        real = ops.cast(history_mask, history.dtype)
-        total = ops.matmul(real[:, None], history)[:, 0]
-        return total / ops.maximum(ops.sum(real, axis=1, keepdims=True), 1)
-
-    def compute_output_spec(self, history, history_mask):
-        return keras.KerasTensor((history.shape[0], history.shape[2]), self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")

@@ -18,6 +18,8 @@ from tfrec_diffusion.layers.contrast import ContrastiveCalibrator
 from tfrec_diffusion.layers.evidence import ChannelEvidence
 from tfrec_diffusion.layers.multi_interest import MultiInterestExtractor
 from tfrec_diffusion.layers.orthogonal import OrthogonalChannels, TargetChannel
+from tfrec_diffusion.layers.pooling import MaskedMean
+from tfrec_diffusion.layers.product import TargetProduct
 from tfrec_diffusion.layers.routing import (
     SoftRouting,
     StraightThroughRouting,
@@ -58,7 +60,8 @@ class DiffuMIN(RankingModel):
     (eq. 5-8). A guided diffusion model generates r* from r (eq. 9-19), and a contrastive loss
     aligns both (eq. 20). A Transformer over the newest behaviors gives e*_s (eq. 21). e_other holds
     all features that the history is not compared with. What r leaves out, because it is a mean, the
-    evidence of each channel tells the tower.
+    evidence of each channel tells the tower; what it leaves out, because it is of behaviors like
+    the candidate, the product of the candidate with a map of the whole history's mean.
 
     Args:
         schema: `Schema`. The features of a request.
@@ -123,9 +126,12 @@ class DiffuMIN(RankingModel):
         short_term_length: int or `None`. Number of newest behaviors k that the Transformer sees. If
             `None`, there is no Transformer, and the tower sees the target itself (variant E).
             Defaults to `100`.
+        profile_units: Sequence of int or `None`. Widths of the hidden layers of a `TargetProduct`
+            of the mean of the whole history with the target, which the tower sees. Not in the
+            paper. If `None`, there is none. Defaults to `(128,)`.
         cross_features: Sequence of str or `None`. Names of behavior features, such as ages, which
-            the evidence and the Transformer see. Not in the paper. If `None`, all of the schema.
-            Defaults to `None`.
+            the evidence, the Transformer and the mean of the history see. Not in the paper. If
+            `None`, all of the schema. Defaults to `None`.
         num_heads: int. Number of heads of every attention; a divisor of the width of a behavior.
             Defaults to `2`.
         tower_units: Sequence of int. Widths of the tower's layers. Defaults to `(1024, 512, 256)`.
@@ -147,6 +153,7 @@ class DiffuMIN(RankingModel):
             "channel_start": "target",
             "evidence": False,
             "candidate_in_tower": False,
+            "profile_units": None,
             "cross_features": (),
             "train_interests": True,
         }
@@ -182,6 +189,7 @@ class DiffuMIN(RankingModel):
         aggregated_in_tower=True,
         candidate_in_tower=True,
         short_term_length=100,
+        profile_units=(128,),
         cross_features=None,
         num_heads=2,
         tower_units=(1024, 512, 256),
@@ -191,7 +199,7 @@ class DiffuMIN(RankingModel):
         # === Layers ===
         schema = as_schema(schema)
         dtype = kwargs.get("dtype")
-        # Selection, diffusion and contrast stay in float32 under mixed precision.
+        # Selection, diffusion, contrast and the profile stay in float32 under mixed precision.
         if decompose_target:
             sized = schema.with_dim(kwargs.get("embedding_dim"))
             widths = tuple(sized.table(f.table).dim for f in sized.group("history"))
@@ -248,6 +256,9 @@ class DiffuMIN(RankingModel):
                 dtype=dtype,
                 name="diffumin.short_term",
             )
+        if profile_units is not None:
+            pooling = MaskedMean(dtype="float32", name="diffumin.history_mean")
+            match = TargetProduct(profile_units, dtype="float32", name="diffumin.profile")
         features_of = BehaviorFeatures(
             schema, cross_features, embedding_stddev, dtype, "diffumin.cross_features"
         )
@@ -273,8 +284,10 @@ class DiffuMIN(RankingModel):
                     users = _users(request.features, user_feature)
                     augmented = calibrate(r, augmented, candidate_mask, users)
                 inputs.append(of_channels(augmented, "augmented"))
+            history = features_of.add(history, embedded)
+            if profile_units is not None:
+                inputs.append(match(pooling(history, history_mask), target))
             if short_term_length is not None:
-                history = features_of.add(history, embedded)
                 inputs.append(transformer(history, target, history_mask))
             elif not candidate_in_tower:
                 inputs.append(target)
@@ -319,6 +332,7 @@ class DiffuMIN(RankingModel):
         self.aggregated_in_tower = aggregated_in_tower
         self.candidate_in_tower = candidate_in_tower
         self.short_term_length = short_term_length
+        self.profile_units = None if profile_units is None else match.units
         self.cross_features = None if cross_features is None else features_of.names
         self.behavior_features = features_of.names
         self.num_heads = num_heads

@@ -11,6 +11,7 @@ from tfrec_diffusion.diffusion.guidance import ClassifierFreeGuidance, SemanticG
 from tfrec_diffusion.layers.arguments import check_choice, choose
 from tfrec_diffusion.layers.attention import LocalActivationUnit
 from tfrec_diffusion.layers.encoder import LongTermEncoder
+from tfrec_diffusion.layers.pooling import MaskedMean
 from tfrec_diffusion.layers.product import TargetProduct
 from tfrec_diffusion.layers.sessions import ShortTermEncoder
 from tfrec_diffusion.models.base import RankingModel
@@ -77,10 +78,15 @@ class HierDiffuse(RankingModel):
             history. Defaults to `False`.
         interests_in_tower: bool. Whether the tower sees h^L and h^S beside h^fusion. With
             `fusion="concatenation"` it always does. Defaults to `True`.
-        interaction: bool. Whether the tower also sees the elementwise product of the candidate with
-            a linear map of each interest. Not in the paper. Defaults to `True`.
+        interaction: bool. Whether the tower also sees a `TargetProduct` of each interest with the
+            candidate. Not in the paper. Defaults to `True`.
+        interaction_units: Sequence of int. Widths of the hidden layers of these products. Defaults
+            to `(128,)`.
+        profile_units: Sequence of int or `None`. As `interaction_units`, of a product of the whole
+            history's mean with the candidate, which the tower sees. Not in the paper. If `None`,
+            there is none. Defaults to `(128,)`.
         cross_features: Sequence of str or `None`. Names of behavior features, such as ages, which
-            are added to the behaviors before both encoders. Not in the paper. Ages change with
+            are added to the behaviors before all of this. Not in the paper. Ages change with
             time, so that a state of the user that is kept must be made anew now and then. If
             `None`, all of the schema. Defaults to `None`.
         activation: str. Activation of the tower and of DIN's attention: `"dice"`, `"prelu"` or
@@ -97,7 +103,13 @@ class HierDiffuse(RankingModel):
     """
 
     defaults_before = types.MappingProxyType(
-        {"interests_in_tower": False, "interaction": False, "cross_features": ()}
+        {
+            "interests_in_tower": False,
+            "interaction": False,
+            "interaction_units": (),
+            "profile_units": None,
+            "cross_features": (),
+        }
     )
 
     def __init__(
@@ -126,6 +138,8 @@ class HierDiffuse(RankingModel):
         target_attention=False,
         interests_in_tower=True,
         interaction=True,
+        interaction_units=(128,),
+        profile_units=(128,),
         cross_features=None,
         activation="dice",
         embedding_stddev=0.01,
@@ -187,6 +201,9 @@ class HierDiffuse(RankingModel):
         attention = LocalActivationUnit(
             activation=activation, dtype=kwargs.get("dtype"), name="hierdiffuse.attention"
         )
+        if profile_units is not None:
+            pooling = MaskedMean(dtype="float32", name="hierdiffuse.history_mean")
+            match = TargetProduct(profile_units, dtype="float32", name="hierdiffuse.profile")
         features_of = BehaviorFeatures(
             schema, cross_features, embedding_stddev, "float32", "hierdiffuse.cross_features"
         )
@@ -216,9 +233,13 @@ class HierDiffuse(RankingModel):
                 interests = [fusion_of_both, *(interests if interests_in_tower else ())]
             if interaction:
                 interests += [
-                    TargetProduct(dtype="float32", name=f"hierdiffuse.product_{i}")(x, target)
+                    TargetProduct(
+                        interaction_units, dtype="float32", name=f"hierdiffuse.product_{i}"
+                    )(x, target)
                     for i, x in enumerate(interests)
                 ]
+            if profile_units is not None:
+                interests.append(match(pooling(history, history_mask), target))
             if target_attention:
                 interests.append(attention(history, target, history_mask, candidate_mask))
             return request.tower_inputs(*interests)
@@ -257,6 +278,8 @@ class HierDiffuse(RankingModel):
         self.target_attention = target_attention
         self.interests_in_tower = interests_in_tower
         self.interaction = interaction
+        self.interaction_units = tuple(interaction_units)
+        self.profile_units = None if profile_units is None else match.units
         self.cross_features = None if cross_features is None else features_of.names
         self.has_user_state = not target_attention
 
