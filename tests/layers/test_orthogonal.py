@@ -75,6 +75,14 @@ def test_only_the_start_from_the_target_has_it_as_the_first_channel(target):
     assert_orthonormal(more_channels_than_features)
 
 
+def test_without_the_decomposition_they_are_the_rows_at_length_1(target):
+    layer = OrthogonalChannels(3, "random", orthogonal=False)
+    channels = layer(target).numpy()
+    rows = (target @ layer.kernel.numpy()).reshape(channels.shape)
+    expected = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    np.testing.assert_allclose(channels, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_as_many_channels_as_dimensions():
     layer = OrthogonalChannels(3)
     target = np.random.default_rng(0).normal(size=(50, 3)).astype("f")

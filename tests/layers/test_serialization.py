@@ -38,7 +38,7 @@ ARGUMENTS = {
     },
     "Newest": {"count": 7},
     "NextBehaviorLoss": {"weight": 0.3},
-    "OrthogonalChannels": {"num_channels": 3, "start": "random"},
+    "OrthogonalChannels": {"num_channels": 3, "start": "random", "orthogonal": False},
     "QueryScores": {},
     "SameCategory": {},
     "SelfAttentionAggregation": {"max_behaviors": 8},

@@ -39,6 +39,7 @@ VARIANTS = [
     {"channels": 8},
     {"channel_start": "random"},
     {"channel_start": "target"},
+    {"orthogonal_channels": False},
     {"routing": "straight_through"},
     {"routing": "top_2"},
     {"routing": "soft"},

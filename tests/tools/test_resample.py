@@ -69,6 +69,28 @@ def test_one_step_is_what_tcc_takes(run_of):
     assert "\n0.0% of " in printed and "the mean move is 0.00000" in printed
 
 
+def test_under_the_guidance_of_others(run_of):
+    """Of a batch of two, each is guided by the other one."""
+    directory = run_of(sampler="tcc")
+    printed = run_tool.run(
+        resample, f"--model_dir={directory.path}", "--guided_by_others", "--split=test"
+    )
+    (table,) = run_tool.tables(printed)
+    assert list(table)[1] == "guided by others"
+    assert "the mean move is 0.00000" not in printed
+
+    model, _ = directory.load_run()
+    generator = model.get_layer("diffumin.generator")
+    r, o = np.random.default_rng(0).normal(size=(2, 2, 1, *generator.input[0].shape[2:]))
+    real = np.ones((2, 1), bool)
+    own = generator(r, o, real)
+    resample.guide_by_others(model)
+    rolled = generator(r, o, real)
+    assert np.abs(rolled - own).max() > 1e-3
+    same = np.repeat(r[:1], 2, axis=0), np.repeat(o[:1], 2, axis=0)
+    np.testing.assert_allclose(generator(*same, real)[0], own[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -81,3 +103,11 @@ def test_what_does_not_fit_is_refused(run_of, setting, message):
     directory = run_of(sampler="ddpm", sampling_steps=1)
     status, _, error = run_tool.ended(resample, f"--model_dir={directory.path}", setting)
     assert status == 2 and message in error
+
+
+def test_others_guide_only_what_is_guided(run_of):
+    directory = run_of(context_guidance=False, channel_guidance=False)
+    status, _, error = run_tool.ended(
+        resample, f"--model_dir={directory.path}", "--guided_by_others"
+    )
+    assert status == 2 and "needs a DiffuMIN whose generator is guided" in error

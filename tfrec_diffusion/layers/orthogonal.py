@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfrec_diffusion.layers.arguments import check_choice, check_positive_integers
+from tfrec_diffusion.layers.normalization import unit_length
 
 # Vectors that are shorter count as zero. The length of a residual is relative to that of the
 # projected target, because a shorter one would be rounding.
@@ -29,6 +30,8 @@ class OrthogonalChannels(keras.layers.Layer):
             the widths of the features that the target consists of, each feature is in one of the
             rows, in turn: some rows have several if there are more features than rows, and rows
             without a feature are random. Defaults to `"target"`.
+        orthogonal: bool. Whether the rows are decomposed. If `False`, the channels are the rows of
+            e W themselves, brought to length 1. Defaults to `True`.
 
     Call arguments:
         target: float tensor of shape (..., d).
@@ -40,13 +43,14 @@ class OrthogonalChannels(keras.layers.Layer):
         https://arxiv.org/abs/2508.15311
     """
 
-    def __init__(self, num_channels, start="target", **kwargs):
+    def __init__(self, num_channels, start="target", orthogonal=True, **kwargs):
         super().__init__(autocast=False, **kwargs)
         check_positive_integers(num_channels=num_channels)
         if isinstance(start, str):
             check_choice("start", start, ("random", "target"))
         self.start = start
         self.num_channels = num_channels
+        self.orthogonal = orthogonal
 
     def build(self, target_shape):
         dim = target_shape[-1]
@@ -85,7 +89,8 @@ class OrthogonalChannels(keras.layers.Layer):
     def call(self, target):
         rows = ops.matmul(ops.cast(target, "float32"), self.kernel)
         rows = ops.reshape(rows, (*ops.shape(target)[:-1], self.num_channels, target.shape[-1]))
-        return ops.cast(_orthonormalize(rows), self.compute_dtype)
+        channels = _orthonormalize(rows) if self.orthogonal else unit_length(rows)
+        return ops.cast(channels, self.compute_dtype)
 
     def compute_output_spec(self, target):
         shape = (*target.shape[:-1], self.num_channels, target.shape[-1])

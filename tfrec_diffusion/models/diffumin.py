@@ -74,6 +74,8 @@ class DiffuMIN(RankingModel):
             features than channels, some share one);
             `"target"`, the target itself as the first channel and random maps of it; or
             `"random"`, random maps only. Defaults to `"features"`.
+        orthogonal_channels: bool. Whether the channels are made orthogonal (eq. 3-4). If `False`,
+            they are the rows of eq. 2 themselves, of length 1. Defaults to `True`.
         routing: str. Which channels a behavior goes to: `"top_1"` (eq. 6), `"top_2"`, `"soft"`, or
             `"straight_through"`, which is `"top_1"` with the gradient of `"soft"`. Defaults to
             `"top_1"`.
@@ -165,6 +167,7 @@ class DiffuMIN(RankingModel):
         channels=4,
         decompose_target=True,
         channel_start="features",
+        orthogonal_channels=True,
         routing="top_1",
         top_p=0.2,
         top_k=None,
@@ -207,6 +210,7 @@ class DiffuMIN(RankingModel):
             decomposition = OrthogonalChannels(
                 channels,
                 choose("channel_start", channel_start, starts),
+                orthogonal_channels,
                 dtype="float32",
                 name="diffumin.channels",
             )
@@ -308,6 +312,7 @@ class DiffuMIN(RankingModel):
         self.channels = channels
         self.decompose_target = decompose_target
         self.channel_start = channel_start
+        self.orthogonal_channels = orthogonal_channels
         self.routing = routing
         self.top_p = top_p
         self.top_k = top_k
