@@ -82,9 +82,54 @@ def schema():
 
 
 @pytest.fixture(scope="session")
+def rich_schema():
+    """Features of several values, numbers and vectors, in every group that may have them."""
+    return Schema(
+        name="rich",
+        features=[
+            Feature("user", "user", "user"),
+            Feature("likes", "user", "tag", values=3),
+            Feature("age", "user", "age"),
+            Feature("mood", "context", "mood"),
+            Feature("item", "candidate", "item"),
+            Feature("tags", "candidate", "tag", values=2),
+            Feature("price", "candidate", "price"),
+            Feature("image", "candidate", "image"),
+            Feature("history_item", "history", "item"),
+            Feature("history_tags", "history", "tag", values=2),
+            Feature("history_price", "history", "price"),
+            Feature("history_image", "history", "image"),
+            Feature("history_gap", "behavior", "gap"),
+            Feature("history_watched", "behavior", "watched"),
+        ],
+        tables=[
+            Table("user", "hash", "string", rows=50, dim=4),
+            Table("tag", "hash", "string", rows=9, dim=4),
+            Table("age", "number", "float32", rows=2, dim=2, mean=40.0, deviation=20.0),
+            Table("mood", "vector", "float32", rows=2, dim=2, width=3),
+            Table("item", "hash", "int64", rows=40, dim=6, tiers=()),
+            Table("price", "number", "float32", rows=2, dim=2, mean=3.0, deviation=2.0),
+            Table("image", "vector", "float32", rows=2, dim=4, width=5),
+            Table("gap", "boundaries", "float32", rows=4, boundaries=(30.0,)),
+            Table("watched", "number", "float32", rows=2, mean=0.5, deviation=0.3),
+        ],
+        history_length=12,
+    )
+
+
+@pytest.fixture(scope="session")
 def make_requests(schema):
     """Random index tensors: `make_requests(batch, candidates, length)`."""
+    return requests_of(schema)
 
+
+@pytest.fixture(scope="session")
+def make_rich_requests(rich_schema):
+    """As `make_requests`, of `rich_schema`; a fifth of the numbers are missing."""
+    return requests_of(rich_schema)
+
+
+def requests_of(schema):
     def make(batch=16, candidates=3, length=12, seed=0):
         rng = np.random.default_rng(seed)
         used = np.arange(length) < rng.integers(0, length + 1, (batch, 1))
@@ -96,8 +141,18 @@ def make_requests(schema):
                 shape = (batch, candidates)
             elif feature in of_behaviors:
                 shape = (batch, length)
-            rows = rng.integers(1, schema.table(feature.table).rows, shape, dtype=np.int32)
-            features[feature.name] = rows * used if feature in of_behaviors else rows
+            entry, table = schema.entry_shape(feature), schema.table(feature.table)
+            if table.is_numeric:
+                rows = rng.normal(table.mean, table.deviation, (*shape, *entry)).astype("f")
+                rows[rng.random(shape) < 0.2] = np.nan
+            else:
+                # Of several values, some are padding.
+                lowest = 0 if entry else 1
+                rows = rng.integers(lowest, table.rows, (*shape, *entry), dtype=np.int32)
+            if feature in of_behaviors:
+                padding = np.zeros((), rows.dtype)
+                rows = np.where(used[..., None] if entry else used, rows, padding)
+            features[feature.name] = rows
         return features
 
     return make

@@ -1,4 +1,5 @@
 import itertools
+import types
 
 import numpy as np
 import pytest
@@ -310,6 +311,45 @@ def test_a_missing_file_is_named_before_the_epoch(directory):
         data.order("train")
 
 
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def lose_a_record(path):
+    *records, _ = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip_a_bit, r"1.tfrecord is damaged \(corrupted record at \d+\): prepare the data set"),
+        (cut, r"1.tfrecord is damaged \(truncated record at \d+\): prepare"),
+        (lose_a_record, "1.tfrecord has 39 records in the place of 40: prepare"),
+    ],
+)
+@pytest.mark.parametrize("shuffle_seed", [None, 3])
+def test_a_damaged_file_is_named(directory, tmp_path, damage, message, shuffle_seed):
+    data = in_shards(directory, tmp_path, [30, 40, 30])
+    damage(tmp_path / "1.tfrecord")
+    with pytest.raises(OSError, match=message), data.naming_damage("train"):
+        list(data.batches("train", 8, shuffle_seed=shuffle_seed))
+
+
+def test_an_error_that_is_not_of_the_files_stays_as_it_is(directory, tmp_path):
+    data = in_shards(directory, tmp_path, [30, 40, 30])
+    with pytest.raises(tf.errors.FailedPreconditionError), data.naming_damage("train"):
+        raise tf.errors.FailedPreconditionError(None, None, "a machine is lost")
+
+
 @pytest.mark.parametrize("history_length", [0, 6])
 def test_a_wrong_history_length_names_what_was_prepared(directory, history_length):
     with pytest.raises(ValueError, match=r"must be in \[1, 5\].*Received: history_length="):
@@ -334,3 +374,53 @@ def test_the_newest_version_is_found(tmp_path):
         (tmp_path / "taobao" / version).mkdir(parents=True)
         (tmp_path / "taobao" / version / "schema.json").touch()
     assert find_prepared(tmp_path, "taobao").name == "1.10.0"
+
+
+class Rich(RequestBuilder):
+    """Requests of the features that arrays hold, one after the other."""
+
+    VERSION = "1.0.0"
+
+    def __init__(self, *, data_dir, schema, requests):
+        self.features, self._schema, self._requests = schema.features, schema, requests
+        super().__init__(raw_dir=data_dir, data_dir=data_dir)
+
+    numeric_tables = ("age", "mood", "price", "image", "watched")
+    options = types.MappingProxyType({})
+
+    def convert(self):
+        return self._schema, {}, {"train": Split(self.one_by_one, [None])}
+
+    def one_by_one(self, _):
+        for i in range(len(self._requests["user"])):
+            request = {name: x[i] for name, x in self._requests.items()}
+            length = int((request["history_item"] > 0).sum())
+            for name in request:
+                if name.startswith("history"):
+                    request[name] = request[name][:length]
+            yield i, {**request, "label": np.array([1, 0]), "group_id": i}
+
+
+def test_several_values_numbers_and_vectors_come_back(rich_schema, make_rich_requests, tmp_path):
+    written = make_rich_requests(batch=20, candidates=2, length=12)
+    written["user"] = np.arange(20, dtype="int32")
+    builder = Rich(data_dir=tmp_path, schema=rich_schema, requests=written)
+    builder.write()
+    ((features, label, _),) = RequestData(builder.data_dir).batches("train", 20)
+    assert label.shape == (20, 2)
+    order = features["user"].numpy()
+    inputs = rich_schema.keras_inputs()
+    for name, expected in written.items():
+        found = features[name].numpy()
+        assert found.dtype == inputs[name].dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected[order], err_msg=name)
+
+    # The newest behaviors of a shorter history, with all of their numbers.
+    ((features, _, _),) = RequestData(builder.data_dir, history_length=3).batches("train", 20)
+    lengths = (written["history_item"] > 0).sum(axis=1)[order]
+    for name in ("history_tags", "history_price", "history_image"):
+        for found, expected, length in zip(
+            features[name].numpy(), written[name][order], lengths, strict=True
+        ):
+            newest = expected[max(0, length - 3) : length]
+            np.testing.assert_array_equal(found[: len(newest)], newest)

@@ -158,6 +158,22 @@ def test_log_loss_of_certain_probabilities_is_clipped(dtype):
     assert metrics.log_loss([0, 1], certain) == pytest.approx(2.0**-23, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("aucs", "log_losses", "expected"),
+    [
+        ([0.6, 0.7, 0.65], [0.3, 0.9, 0.1], 1),
+        ([0.6, 0.7, 0.7], [0.3, 0.9, 0.1], 1),  # the first of equals
+        ([math.nan, math.nan, math.nan], [0.3, 0.1, 0.2], 1),
+        ([None, None], [0.2, 0.2], 0),  # as files have it
+    ],
+)
+def test_the_best_result_has_the_highest_auc_or_else_the_lowest_log_loss(
+    aucs, log_losses, expected
+):
+    pairs = zip(aucs, log_losses, strict=True)
+    assert metrics.best([{"auc": auc, "log_loss": loss} for auc, loss in pairs]) == expected
+
+
 def test_rela_impr_by_hand():
     assert metrics.rela_impr(0.75, 0.7) == pytest.approx(25)
     assert metrics.rela_impr(0.7, 0.75) == pytest.approx(-20)

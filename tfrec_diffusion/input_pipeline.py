@@ -1,7 +1,10 @@
 """Reads TFRecord shards as a `tf.data.Dataset` of (features, label, weight), from any batch on."""
 
+import contextlib
 import dataclasses
+import math
 import pathlib
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -172,6 +175,26 @@ class RequestData:
             for path, records in zip(info.filepaths, info.shard_lengths, strict=True)
         ]
 
+    @contextlib.contextmanager
+    def naming_damage(self, split):
+        """Makes errors of damaged files name the file, which those of TensorFlow do not.
+
+        Args:
+            split: str. What is read in the `with` block.
+
+        Raises:
+            OSError: In the place of TensorFlow's error, if a file of the split is damaged or does
+                not have its records.
+        """
+        try:
+            yield
+        except (tf.errors.DataLossError, tf.errors.FailedPreconditionError) as error:
+            for shard in self.shards(split):
+                damage = _damage(shard)
+                if damage:
+                    raise OSError(f"{shard.path} {damage}: prepare the data set again") from error
+            raise
+
     def num_requests(self, split):
         """Number of requests in a split.
 
@@ -267,7 +290,7 @@ class RequestData:
 
         Returns:
             `tf.data.Dataset` of (features, label, weight) or, with `with_group_id`, (features,
-            label, weight, group_id). `features` is a dict of int32 tensors as in
+            label, weight, group_id). `features` is a dict of int32 and float32 tensors as in
             `Schema.keras_inputs`. `label` and `weight` are float32 tensors of shape (batch,
             candidates); the weight is 0 where a candidate is padding. `group_id` is an int64 tensor
             of shape (batch,). XLA compiles a model once for each number of candidates, so batches
@@ -325,8 +348,10 @@ class RequestData:
             # Of a negative number `take` takes all.
             .take(tf.maximum(order.records - first, 0))
         )
+        # A file that has lost its last records looks like a whole one.
+        whole = tf.data.experimental.assert_cardinality(tf.maximum(order.records - start, 0))
         if order.key is None:
-            return records
+            return records.apply(whole)
 
         def permuted(number, batch):
             batch = tf.random.experimental.stateless_shuffle(batch, seed=[order.key, number])
@@ -335,7 +360,7 @@ class RequestData:
             return _by_candidates(batch, step, seed=[order.key + 1, number])
 
         windows = records.batch(window).enumerate(first // window)
-        return windows.map(permuted).prefetch(1).unbatch().skip(start - first)
+        return windows.map(permuted).prefetch(1).unbatch().skip(start - first).apply(whole)
 
     def _parse(self, records, with_group_id):
         schema = self.schema
@@ -345,17 +370,36 @@ class RequestData:
         features = {}
         for feature in schema.features:
             value = parsed[feature.name]
+            if schema.is_scalar(feature):
+                features[feature.name] = tf.cast(value, tf.int32)
+                continue
+            entry, dtype = schema.entry_shape(feature), tf.as_dtype(schema.input_dtype(feature))
             if feature.group == "candidate":
-                value = _decode(value, tf.int32, candidates)
+                shape = (candidates, *entry)
             elif feature.group in ("history", "behavior"):
-                length = schema.history_length
-                value = _decode(_newest(value, length), tf.int32, length)
-            features[feature.name] = tf.cast(value, tf.int32)
+                shape = (schema.history_length, *entry)
+                value = _newest(value, schema.history_length * math.prod(entry))
+            else:
+                shape = entry
+            features[feature.name] = _decode(value, dtype, *shape)
         label = _decode(parsed[LABEL], tf.float32, candidates)
         weight = tf.cast(tf.not_equal(features[schema.candidate_key], PADDING), tf.float32)
         if with_group_id:
             return features, label, weight, parsed[GROUP_ID]
         return features, label, weight
+
+
+def _damage(shard):
+    """What is wrong with a file, or `None`; reads all of it."""
+    try:
+        batches = tf.data.TFRecordDataset(shard.path, buffer_size=8 << 20).batch(1024)
+        records = sum(len(batch) for batch in batches)
+    except tf.errors.DataLossError as error:
+        where = re.search(r"\w+ record at \d+", error.message)
+        return f"is damaged ({where.group() if where else error.message})"
+    if records != shard.records:
+        return f"has {records:,} records in the place of {shard.records:,}"
+    return None
 
 
 def _padding(schema):
@@ -387,12 +431,13 @@ def _padded_candidates(most):
 
 
 def _newest(value, length):
-    """The last `length` int32 of each string of bytes."""
+    """The last `length` numbers of each string of bytes."""
     size = tf.strings.length(value)
-    kept = tf.minimum(size, length * tf.int32.size)
+    kept = tf.minimum(size, length * tf.int32.size)  # float32 is as long
     return tf.strings.substr(value, size - kept, kept)
 
 
-def _decode(value, dtype, length):
-    """(batch,) strings of bytes to (batch, length), padded with 0 on the right."""
-    return tf.io.decode_raw(value, dtype, fixed_length=length * dtype.size)
+def _decode(value, dtype, *shape):
+    """(batch,) strings of bytes to (batch, *shape), padded with 0 on the right."""
+    decoded = tf.io.decode_raw(value, dtype, fixed_length=math.prod(shape) * dtype.size)
+    return tf.reshape(decoded, (-1, *shape)) if len(shape) != 1 else decoded

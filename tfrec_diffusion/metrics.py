@@ -41,6 +41,26 @@ def comparable(auc):
     return -1.0 if auc is None or math.isnan(auc) else auc
 
 
+def best(results):
+    """Number of the best of several results on the same split.
+
+    That is the first with the highest AUC or, if the split has one class only, so that no AUC is
+    defined, the first with the lowest log loss.
+
+    Args:
+        results: list of dict. Each has floats `auc` and `log_loss`, as `summary` returns them, or
+            null as files have it for NaN.
+
+    Returns:
+        int.
+    """
+    aucs = [comparable(result["auc"]) for result in results]
+    if max(aucs) >= 0:
+        return aucs.index(max(aucs))
+    losses = [result["log_loss"] for result in results]
+    return losses.index(min(losses))
+
+
 def gauc(labels, scores, groups):
     """Group AUC: the mean of the groups' AUCs, weighted by their numbers of rows.
 

@@ -3,6 +3,7 @@
 python -m tfrec_diffusion.prepare --dataset=taobao --raw_dir=... --data_dir=... [--set=name=value]
 """
 
+import sys
 import time
 
 from tfrec_diffusion import command, flags
@@ -30,7 +31,13 @@ def main(values):
     )
     directory = PreparedDirectory(path)
     print(*describe(directory.report), sep="\n")
+    for warning in directory.report.get("warnings", ()):
+        print(f"warning: {warning}", file=sys.stderr)
     fresh = directory.prepared_at >= begun
+    if fresh and values.raw_dir:
+        directory.remember_raw_files(values.raw_dir, begun)
+    elif newer := directory.newer_raw_files():
+        print(f"warning: {newer}", file=sys.stderr)
     print(f"\n{'Prepared' if fresh else 'Was already there'}: {path}")
 
 

@@ -2,17 +2,22 @@
 
 A data set `<data_dir>/<name>/<version>` holds TFRecord files as TensorFlow Datasets writes them
 (`dataset_info.json` lists them), `schema.json`, `vocabularies/`, and `report.json`: the options it
-was prepared with, the rows read and dropped, and counts of each split.
+was prepared with, the rows read and dropped, and counts of each split. `raw_files.json` says where
+the raw files lay, if `prepare` was told.
 """
 
+import datetime
 import json
+import os
 import pathlib
 
 import tensorflow_datasets as tfds
 
 from tfrec_diffusion import schema
+from tfrec_diffusion.files import INCOMPLETE
 
 _REPORT_FILE = "report.json"
+_RAW_FILE = "raw_files.json"
 _RECORDS_FILE = "dataset_info.json"  # of TensorFlow Datasets
 
 
@@ -75,6 +80,44 @@ class PreparedDirectory:
         text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
         (self.path / _REPORT_FILE).write_text(text, encoding="utf-8")
 
+    def remember_raw_files(self, directory, read_at):
+        """Writes down where the raw files lie, for `newer_raw_files`.
+
+        Those that a preparation has made by itself do not count.
+
+        Args:
+            directory: str or `pathlib.Path`.
+            read_at: float. When the preparation began to read them, in seconds since 1970.
+        """
+        if not any(time <= read_at for time in _written(directory).values()):
+            return
+        where = {"directory": str(pathlib.Path(directory).absolute()), "read_at": read_at}
+        (self.path / _RAW_FILE).write_text(json.dumps(where) + "\n", encoding="utf-8")
+
+    def newer_raw_files(self):
+        """One line on raw files that were written after the preparation had read them.
+
+        Returns:
+            str, or `None` if there are none, or it is not known where they lie, or they are gone.
+        """
+        if not (self.path / _RAW_FILE).exists():
+            return None
+        where = json.loads((self.path / _RAW_FILE).read_text(encoding="utf-8"))
+        written = _written(where["directory"])
+        newer = [path for path, time in written.items() if time > where["read_at"]]
+        if not newer:
+            return None
+        last = max(newer, key=written.get)
+        read, wrote = (
+            f"{datetime.datetime.fromtimestamp(time, datetime.UTC):%Y-%m-%d %H:%M} UTC"
+            for time in (where["read_at"], written[last])
+        )
+        return (
+            f"{self.path} was prepared of the raw files of {read}, and {len(newer):,} of them "
+            f"{'is' if len(newer) == 1 else 'are'} newer, such as {last} of {wrote}: to train on "
+            "them, prepare the data set again with --overwrite"
+        )
+
     def splits(self):
         """dict by name of TensorFlow Datasets' `SplitInfo`s.
 
@@ -87,3 +130,16 @@ class PreparedDirectory:
                 "`python -m tfrec_diffusion.prepare`"
             )
         return tfds.builder_from_directory(str(self.path)).info.splits
+
+
+def _written(directory):
+    """When each raw file in a directory was last written, in seconds since 1970."""
+    written = {}
+    for place, below, names in os.walk(directory):
+        below[:] = [name for name in below if not name.startswith((".", INCOMPLETE))]
+        if schema.FILE_NAME in names and place != str(directory):
+            below.clear()  # what was prepared or trained may lie beside the raw files
+            continue
+        paths = (pathlib.Path(place, name) for name in names if not name.startswith("."))
+        written |= {path: path.stat().st_mtime for path in paths if path.is_file()}
+    return written

@@ -22,7 +22,10 @@ _RAW_DTYPES = {
     "vocabulary": ("int64", "string"),
     "hash": ("int64", "string"),
     "boundaries": ("float32",),
+    "number": ("float32",),
+    "vector": ("float32",),
 }
+_NUMERIC = ("number", "vector")
 _MISSING = {"int64": -1, "string": "", "float32": math.nan}
 
 
@@ -36,22 +39,32 @@ def _check_name(name):
 class Table:
     """An embedding table, and how a raw value becomes one of its rows.
 
+    Tables of the kinds `"number"` and `"vector"` have no rows for values: numbers are mapped to the
+    embedding as they are, see `layers.NumberEmbedding`.
+
     Args:
         name: str. Unique name of letters, digits, `_` and `-`.
         kind: str. How a raw value finds its row. `"vocabulary"`: the value in line i (from 0) of
             `vocabularies/<name>.txt` has row 2 + i. `"hash"`: a value has row
             2 + Fingerprint64(value as text) mod (rows - 2), and there is no file. `"boundaries"`:
-            a number x has row 2 + (how many of `boundaries` are <= x).
-        dtype: str. Type of the raw values: `"int64"` or `"string"`, and `"float32"` for the kind
-            `"boundaries"`.
+            a number x has row 2 + (how many of `boundaries` are <= x). `"number"`: a number is not
+            looked up. `"vector"`: neither is a list of `width` numbers, such as the embedding of an
+            image or a text.
+        dtype: str. Type of the raw values: `"int64"` or `"string"`, and `"float32"` for the kinds
+            of numbers.
         rows: int. Number of rows, including row 0 (padding or missing) and row 1 (out of
-            vocabulary).
+            vocabulary); 2 for the kinds `"number"` and `"vector"`.
         dim: int. Width of an embedding. Defaults to `8`.
         boundaries: tuple of floats. Increasing numbers, for the kind `"boundaries"` only. Defaults
             to `()`.
         tiers: tuple of ints. Of a vocabulary that is sorted by popularity in training: the rows at
             which the second, third and further tiers of popularity start. Row 1, out of
             vocabulary, belongs to the last tier. Defaults to `()`, which is one tier.
+        width: int. How many numbers a value of the kind `"vector"` has; 0 for other kinds. Defaults
+            to `0`.
+        mean: float. Of the numbers in training, for the kind `"number"`. Defaults to `0.0`.
+        deviation: float. Their standard deviation; for the kind `"vector"`, the root mean square of
+            its components in training. Defaults to `1.0`.
 
     Raises:
         ValueError: If an argument is wrong, or does not go with `kind`.
@@ -64,6 +77,9 @@ class Table:
     dim: int = 8
     boundaries: tuple[float, ...] = ()
     tiers: tuple[int, ...] = ()
+    width: int = 0
+    mean: float = 0.0
+    deviation: float = 1.0
 
     def __post_init__(self):
         if self.kind not in _RAW_DTYPES:
@@ -77,6 +93,21 @@ class Table:
         if not FIRST_INDEX <= self.rows < 2**31:
             raise ValueError(
                 f"`rows` must be in [2, 2**31). Received: {self.rows} (table {self.name!r})"
+            )
+        if self.is_numeric and self.rows != FIRST_INDEX:
+            raise ValueError(
+                f"`rows` must be {FIRST_INDEX} for the kind {self.kind!r}. Received: {self.rows} "
+                f"(table {self.name!r})"
+            )
+        if (self.width > 0) != (self.kind == "vector"):
+            raise ValueError(
+                "`width` must be positive for the kind 'vector', and 0 for others. "
+                f"Received: {self.width} (table {self.name!r}, kind {self.kind!r})"
+            )
+        if not self.deviation > 0 or not math.isfinite(self.mean):
+            raise ValueError(
+                "`mean` must be finite and `deviation` positive. "
+                f"Received: {self.mean}, {self.deviation} (table {self.name!r})"
             )
         if not isinstance(self.dim, int) or self.dim < 1:
             raise ValueError(
@@ -95,6 +126,11 @@ class Table:
                 f"`tiers` must be rows from {FIRST_INDEX} on, none below the one before it. "
                 f"Received: {self.tiers} (table {self.name!r})"
             )
+
+    @property
+    def is_numeric(self):
+        """bool. Whether its values are numbers that are not looked up."""
+        return self.kind in _NUMERIC
 
     @property
     def missing(self):
@@ -116,14 +152,18 @@ class Feature:
             but of no candidate; it is not embedded, and models that use it look it up by name.
         table: str. Name of its table. A history feature has the table of the candidate (or context)
             feature that it is compared with.
+        values: int. How many values an entry may have, such as the tags of an item. Their
+            embeddings are averaged. With more than 1, the feature's shape has a last axis of up to
+            so many values, padded with row 0. Defaults to `1`.
 
     Raises:
-        ValueError: If the name is reserved or there is no such group.
+        ValueError: If the name is reserved, there is no such group, or `values` is not positive.
     """
 
     name: str
     group: str
     table: str
+    values: int = 1
 
     def __post_init__(self):
         if self.group not in GROUPS:
@@ -131,6 +171,10 @@ class Feature:
         _check_name(self.name)
         if self.name in (LABEL, GROUP_ID):
             raise ValueError(f"{self.name!r} is a reserved name, not one for a feature")
+        if not isinstance(self.values, int) or self.values < 1:
+            raise ValueError(
+                f"`values` must be a positive integer. Received: {self.values!r} ({self.name!r})"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +231,22 @@ class Schema:
                 raise ValueError(f"a schema needs at least one {group} feature")
         for feature in self.group("history"):
             self.target_of(feature)
+        for feature in self.features:
+            several = feature.values > 1
+            if several and (feature.group == "behavior" or self.table(feature.table).is_numeric):
+                raise ValueError(
+                    f"feature {feature.name!r} must have one value, as it is "
+                    f"{'numeric' if feature.group != 'behavior' else 'a behavior feature'}. "
+                    f"Received: values={feature.values}"
+                )
+            is_key = feature.name in (self.candidate_key, self.history_key)
+            if is_key and (several or self.table(feature.table).is_numeric):
+                raise ValueError(
+                    f"feature {feature.name!r}, the first of its group, must have one value that "
+                    "is looked up: it tells real entries from padding"
+                )
+            if feature.group == "behavior" and self.table(feature.table).kind == "vector":
+                raise ValueError(f"behavior feature {feature.name!r} must not be a vector")
         for feature in self.group("behavior"):
             if [f.table for f in self.features].count(feature.table) > 1:
                 raise ValueError(
@@ -239,13 +299,19 @@ class Schema:
         )
 
     def candidate_features_of_history(self):
-        """Which history features are compared with a feature of the candidates.
+        """Which history features can be compared with a feature of the candidates row by row.
 
         Returns:
-            dict of the candidate feature's name by the history feature's name.
+            dict of the candidate feature's name by the history feature's name. Features of several
+            values, numbers and vectors are left out.
         """
-        targets = {f.name: self.target_of(f) for f in self.group("history")}
-        return {name: f.name for name, f in targets.items() if f.group == "candidate"}
+        looked_up = [f for f in self.group("history") if not self.table(f.table).is_numeric]
+        pairs = [(f, self.target_of(f)) for f in looked_up]
+        return {
+            f.name: target.name
+            for f, target in pairs
+            if target.group == "candidate" and f.values == target.values == 1
+        }
 
     @property
     def candidate_key(self):
@@ -308,28 +374,67 @@ class Schema:
 
     # What is derived
 
+    def entry_shape(self, feature):
+        """Shape of one entry of a feature: of a request, a candidate or a behavior.
+
+        Args:
+            feature: `Feature`. Any feature of the schema.
+
+        Returns:
+            tuple of int: `()` for one value, `(values,)`, or `(width,)` of a vector.
+        """
+        if feature.values > 1:
+            return (feature.values,)
+        width = self.table(feature.table).width
+        return (width,) if width else ()
+
+    def input_dtype(self, feature):
+        """Type of what a model takes for a feature.
+
+        Args:
+            feature: `Feature`. Any feature of the schema.
+
+        Returns:
+            str: `"int32"`, rows of its table, or `"float32"` for numbers that are not looked up.
+        """
+        return "float32" if self.table(feature.table).is_numeric else "int32"
+
     def record_spec(self):
         """Parse spec of a prepared record.
 
         Returns:
             dict of `tf.io.FixedLenFeature` by name. A list is a string of bytes: little-endian
-            int32, or float32 for the label.
+            int32, or float32 for numbers and for the label. Entries of several numbers follow each
+            other, each padded to its `entry_shape`.
         """
         spec = {LABEL: tf.io.FixedLenFeature((), tf.string)}
         spec[GROUP_ID] = tf.io.FixedLenFeature((), tf.int64)
         for feature in self.features:
-            scalar = feature.group in ("user", "context")
-            spec[feature.name] = tf.io.FixedLenFeature((), tf.int64 if scalar else tf.string)
+            dtype = tf.int64 if self.is_scalar(feature) else tf.string
+            spec[feature.name] = tf.io.FixedLenFeature((), dtype)
         return spec
 
-    def keras_inputs(self):
-        """Symbolic inputs of a model: rows of the tables, ready to embed.
+    def is_scalar(self, feature):
+        """Whether a record holds a feature as one integer.
+
+        Args:
+            feature: `Feature`. Any feature of the schema.
 
         Returns:
-            dict of int32 `keras.KerasTensor` by feature name.
+            bool.
+        """
+        one_row = self.input_dtype(feature) == "int32" and not self.entry_shape(feature)
+        return one_row and feature.group in ("user", "context")
+
+    def keras_inputs(self):
+        """Symbolic inputs of a model: rows of the tables, or numbers, ready to embed.
+
+        Returns:
+            dict of int32 or float32 `keras.KerasTensor` by feature name.
         """
         return {
-            f.name: keras.Input(self._shape(f), dtype="int32", name=f.name) for f in self.features
+            f.name: keras.Input(self._shape(f), dtype=self.input_dtype(f), name=f.name)
+            for f in self.features
         }
 
     def serving_signature(self):
@@ -348,7 +453,8 @@ class Schema:
 
         Returns:
             dict of `tf.io.RaggedFeature` (lists) or `tf.io.FixedLenFeature` by feature name. An
-            absent value is a missing one.
+            absent value is a missing one. Entries of several numbers follow each other, each with
+            as many as `entry_shape` says; a user's or context's may have fewer values.
         """
         spec = {}
         for feature in self.features:
@@ -359,9 +465,10 @@ class Schema:
                 spec[feature.name] = tf.io.FixedLenFeature((), table.dtype, table.missing)
         return spec
 
-    @staticmethod
-    def _shape(feature):
-        return () if feature.group in ("user", "context") else (None,)
+    def _shape(self, feature):
+        # A request may have fewer values of an entry than it can have, but all of a vector.
+        entry = (None,) if feature.values > 1 else self.entry_shape(feature)
+        return entry if feature.group in ("user", "context") else (None, *entry)
 
     # To and from JSON
 
@@ -376,6 +483,12 @@ class Schema:
         for table in config["tables"]:
             table["boundaries"] = list(table["boundaries"])
             table["tiers"] = list(table["tiers"])
+        # Files and digests of schemas without these are as they were before there were any.
+        for kind, names in (("tables", ("width", "mean", "deviation")), ("features", ("values",))):
+            for given, own in zip(config[kind], getattr(self, kind), strict=True):
+                for name in names:
+                    if getattr(own, name) == getattr(type(own), name):
+                        del given[name]
         return {**config, "features": list(config["features"]), "tables": list(config["tables"])}
 
     @classmethod

@@ -289,8 +289,8 @@ class TestThePackagesOwn:
         runs = {name: 0 for name in ("Planted", "Taobao", "KuaiRand")}
         for entry in found.entries:
             runs[entry.data_set.name.split()[0]] += entry.num_runs
-        # Two trainings at a time, the first take three hours.
-        assert runs["Planted"] < 180 and sum(runs.values()) < 600
+        # Two trainings at a time, the first take four hours.
+        assert runs["Planted"] < 210 and sum(runs.values()) < 550
         assert {entry.num_seeds for entry in found.entries} == {3}
         names = [table.name for table in found.tables]
         assert "DiffuMIN table 2" in names and "HierDiffuse table 2e" in names

@@ -302,7 +302,7 @@ def test_unusable_rows_are_counted(prepared):
 
 
 def test_features_that_are_not_numbers_are_missing(prepared, read_requests):
-    users = USERS.replace("ann,30", "ann,NULL")
+    users = USERS.replace("ann,30", "ann,thirty")
     directory = prepared(files={"users.csv": users})
     report = PreparedDirectory(directory).report
     assert report["impressions join users.csv: age not a number, taken for missing"] == 1

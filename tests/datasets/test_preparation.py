@@ -180,7 +180,7 @@ def test_too_many_bad_rows_leave_nothing(tmp_path, raw_dir):
     with pytest.raises(
         ValueError,
         match=r"behaviors: 4 of 304 rows are bad, more than `max_bad_rows`=0\.01 of them.*"
-        r"too few columns \(UserBehavior\.csv:304\)",
+        r"too few columns \(UserBehavior\.csv:301, .*UserBehavior\.csv:304\)",
     ):
         prepare("taobao", raw_dir=raw_dir, data_dir=tmp_path / "data")
     assert not list((tmp_path / "data" / "taobao").iterdir())

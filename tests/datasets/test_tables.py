@@ -1,3 +1,5 @@
+import bz2
+import functools
 import gzip
 import os
 import signal
@@ -6,12 +8,18 @@ import threading
 import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 
 from tfrec_diffusion.datasets import tables
+from tfrec_diffusion.datasets.csv_files import Format
 from tfrec_diffusion.datasets.report import Report
 
 TYPES = {"user": "BIGINT", "name": "VARCHAR"}
+
+
+def zstd(content):
+    return pyarrow.compress(content, "zstd", asbytes=True)
 
 
 @pytest.fixture
@@ -27,7 +35,9 @@ def database(tmp_path, report):
 
 
 def rows(database, table="t"):
-    return database.execute(f"SELECT * FROM {table} ORDER BY rowid")
+    # A table with records of several lines has one column more.
+    columns = "COLUMNS(lambda name: name <> 'lines of the row')"
+    return database.execute(f"SELECT {columns} FROM {table} ORDER BY rowid")
 
 
 def test_rows_come_in_the_order_of_the_files(database, tmp_path):
@@ -239,11 +249,248 @@ def test_missing_column(database, tmp_path, content, message):
         database.load("t", [tmp_path / "t.csv"], TYPES)
 
 
-def test_files_of_one_table_have_the_same_columns(database, tmp_path):
-    (tmp_path / "a.csv").write_text("user,name\n1,a\n")
-    (tmp_path / "b.csv").write_text("name,user\nb,2\n")
-    with pytest.raises(ValueError, match=r"b\.csv must have the columns of .*a\.csv"):
-        database.load("t", tables.find_files(tmp_path, "*.csv"), TYPES)
+def test_columns_are_found_by_name_in_each_file(database, report, tmp_path):
+    (tmp_path / "a.csv").write_text("user,name\n1,a\nx,b\n")
+    (tmp_path / "b.csv").write_text("more,name, user \n,c,2\n,d\n,e,-3\n")
+    pd.DataFrame({"name": ["f"], "user": [4]}).to_parquet(tmp_path / "c.parquet")
+    (tmp_path / "d.csv").write_text("user,name\n5,g\n-6,h\n")
+    database.load("t", tables.find_files(tmp_path, "*"), TYPES)
+    assert rows(database) == [(1, "a"), (2, "c"), (-3, "e"), (4, "f"), (5, "g"), (-6, "h")]
+    database.drop("t", '"user" < 0', "negative")
+    assert report.get_config()["sources"]["t"] == {
+        "read": 8,
+        "kept": 4,
+        "dropped": {
+            "user is not a number": {"rows": 1, "places": ["a.csv:3"]},
+            "too few columns": {"rows": 1, "places": ["b.csv:3"]},
+            "negative": {
+                "rows": 2,
+                "places": ["b.csv:4 {'user': -3, 'name': e}", "d.csv:3 {'user': -6, 'name': h}"],
+            },
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("User,name", r"must have a column 'user'\. It has: User, name\. There is 'User'$"),
+        (",User,name", r"It has: \(no name\), User, name\. There is 'User'$"),
+        ("user;name", r"must have a column 'user'\. It has: user;name\. Is ';' the delimiter\?$"),
+        ("user,user,name", r"t\.csv must have one column 'user'\. It has 2$"),
+    ],
+)
+def test_what_a_missing_column_may_be(database, tmp_path, header, message):
+    (tmp_path / "t.csv").write_text(f"{header}\n1,a\n")
+    with pytest.raises(ValueError, match=message):
+        database.load("t", [tmp_path / "t.csv"], TYPES)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ",user,name\n0,1,a\n1,2,b\n",  # as pandas writes its index
+        "user,name,\n1,a,\n2,b,\n",
+        "user,name,\n1,a\n2,b\n",
+        "user,name\n1,a,\n2,b,\n",
+        "x,user,x,name,X,\n,1,,a,,\n,2,,b,,\n",
+        " user , name\n1,a\n2,b\n",
+        "rowid,user,filename,name\n8,1,y,a\n8,2,y,b\n",
+        '\ufeff"user","name"\n1,a\n"2","b"\n',
+        "user,name\r\n1,a\r\n2,b\r\n",
+        "user,name\r1,a\r2,b",
+        "user,name\n1,a\r\n2,b",
+        '"user","na\nme",name\n1,,a\n2,,b\n',
+    ],
+)
+def test_headers_and_lines_as_people_have_them(database, report, tmp_path, content):
+    (tmp_path / "t.csv").write_text(content, newline="")
+    database.load("t", [tmp_path / "t.csv"], TYPES)
+    assert rows(database) == [(1, "a"), (2, "b")]
+    assert report.get_config()["sources"]["t"] == {"read": 2, "kept": 2, "dropped": {}}
+
+
+def test_columns_with_the_names_that_a_database_has(database, tmp_path):
+    (tmp_path / "t.csv").write_text("rowid,filename\n7,a\n8,b\n")
+    pd.DataFrame({"filename": ["c"], "rowid": [9]}).to_parquet(tmp_path / "t.parquet")
+    columns = {"rowid": "BIGINT", "filename": "VARCHAR"}
+    database.load("t", tables.find_files(tmp_path, "t.*"), columns)
+    assert rows(database) == [(7, "a"), (8, "b"), (9, "c")]
+    assert database.execute(
+        f"SELECT {tables.column('rowid')}, rowid FROM t WHERE filename = 'b'"
+    ) == [(8, 1)]
+
+
+def test_names_that_differ_only_in_case(database, tmp_path):
+    (tmp_path / "t.csv").write_text("user,User\n1,2\n")
+    database.load("t", [tmp_path / "t.csv"], {"User": "BIGINT"})
+    assert rows(database) == [(2,)]
+    with pytest.raises(ValueError, match="must differ not only in case. Received: 'user', 'User'"):
+        database.load("u", [tmp_path / "t.csv"], {"user": "BIGINT", "User": "BIGINT"})
+
+
+# Lines 2, 3-5, 6, 7, 8, 9, 10-11 and 12.
+OF_SEVERAL_LINES = """\
+user,name
+1,a
+2,"b
+
+c"
+3,"d
+4,e
+
+x,f
+5,"g
+h"
+6,i
+"""
+
+
+def test_lines_are_counted(database, report, tmp_path):
+    (tmp_path / "t.csv").write_text(OF_SEVERAL_LINES)
+    database.load("t", [tmp_path / "t.csv"], TYPES)
+    assert rows(database) == [(1, "a"), (2, "b\n\nc"), (4, "e"), (5, "g\nh"), (6, "i")]
+    source = report.get_config()["sources"]["t"]
+    assert (source["read"], source["kept"]) == (11, 8)
+    assert source["dropped"] == {
+        "broken quotes": {"rows": 1, "places": ["t.csv:6"]},
+        "blank line": {"rows": 1, "places": ["t.csv:8"]},
+        "user is not a number": {"rows": 1, "places": ["t.csv:9"]},
+    }
+    database.drop("t", '"user" = 5', "five")
+    source = report.get_config()["sources"]["t"]
+    assert (source["read"], source["kept"]) == (11, 6)
+    assert source["dropped"]["five"] == {
+        "rows": 2, "places": ["t.csv:10 {'user': 5, 'name': g\nh}"]
+    }  # fmt: skip
+    database.drop("t", '"user" = 6', "six")
+    assert report.get_config()["sources"]["t"]["dropped"]["six"]["places"] == [
+        "t.csv:12 {'user': 6, 'name': i}"
+    ]
+    database.drop_repeated("t", "length(name) > 9", "repeated")
+    assert report.get_config()["sources"]["t"]["kept"] == 1
+
+
+def test_a_record_of_several_lines_that_is_left_out_counts_as_many(database, report, tmp_path):
+    (tmp_path / "t.csv").write_bytes(b'user,name\nx,"a\nb"\n2,"\xff\nc"\n3,d\n')
+    database.load("t", [tmp_path / "t.csv"], TYPES)
+    assert rows(database) == [(3, "d")]
+    assert report.get_config()["sources"]["t"] == {
+        "read": 5,
+        "kept": 1,
+        "dropped": {
+            "user is not a number": {"rows": 2, "places": ["t.csv:2"]},
+            "not UTF-8": {"rows": 2, "places": ["t.csv:4"]},
+        },
+    }
+
+
+def test_blank_lines_are_no_bad_ones(tmp_path):
+    (tmp_path / "t.csv").write_text("user,name\n1,a\n\n\n2,b\n\n")
+    report = Report(max_bad_rows=0)
+    with tables.Database(tmp_path, report) as database:
+        database.load("t", [tmp_path / "t.csv"], TYPES)
+        assert rows(database) == [(1, "a"), (2, "b")]
+    places = ["t.csv:3", "t.csv:4", "t.csv:6"]
+    assert report.get_config()["sources"]["t"] == {
+        "read": 5, "kept": 2, "dropped": {"blank line": {"rows": 3, "places": places}}
+    }  # fmt: skip
+
+
+def test_bad_lines_are_a_share_of_lines(tmp_path):
+    (tmp_path / "t.csv").write_text('user,name\n1,"a\n\nb"\n2,"c\n')
+    for share in (0.25, 0.24):
+        report = Report(max_bad_rows=share)
+        with tables.Database(tmp_path, report) as database:
+            if share == 0.25:
+                database.load("t", [tmp_path / "t.csv"], TYPES)
+                continue
+            with pytest.raises(ValueError, match=r"1 of 4 rows are bad.*quotes \(t\.csv:5\)"):
+                database.load("t", [tmp_path / "t.csv"], TYPES)
+
+
+@pytest.mark.parametrize(
+    ("kind", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("zst", zstd)]
+)
+@pytest.mark.parametrize("stray", ["", '"'])
+def test_compressed_files(database, report, tmp_path, kind, compress, stray):
+    path = tmp_path / f"t.csv.{kind}"
+    path.write_bytes(compress(f"user,name\n1,a\n2,{stray}b\n3,c\n".encode()))
+    database.load("t", [path], TYPES)
+    assert rows(database) == [(1, "a"), *([] if stray else [(2, "b")]), (3, "c")]
+    dropped = report.get_config()["sources"]["t"]["dropped"]
+    place = {"rows": 1, "places": [f"t.csv.{kind}:3"]}
+    assert dropped == ({"broken quotes": place} if stray else {})
+
+
+@pytest.mark.parametrize(("kind", "compress"), [("bz2", bz2.compress), ("zst", zstd)])
+def test_other_compressed_files_that_are_cut_off(database, report, tmp_path, kind, compress):
+    lines = [f"{i},{i * 7919 % 10007}\n" for i in range(200_000)]
+    whole = compress("".join(["user,name\n", *lines]).encode())
+    path = tmp_path / f"t.csv.{kind}"
+    path.write_bytes(whole[: len(whole) // 2])
+    database.load("t", [path], TYPES)
+    found = rows(database)
+    assert 20_000 < len(found) < 150_000
+    assert found == [(i, str(i * 7919 % 10007)) for i in range(len(found))]
+    (reason,) = (
+        reason
+        for reason in report.get_config()["sources"]["t"]["dropped"]
+        if reason != "too few columns"
+    )
+    name = {"bz2": "bzip2", "zst": "zstd"}[kind]
+    assert reason == f"{name} cut off or damaged, here at the latest"
+    path.write_bytes(b"user,name\n1,a\n")
+    with pytest.raises(ValueError, match=rf"t\.csv\.{kind} must be a CSV file"):
+        database.load("u", [path], TYPES)
+
+
+def test_delimiter_and_quote(database, tmp_path):
+    (tmp_path / "t.csv").write_text("user\tname\n1\t'a\tb'\n2\t\"c\n")
+    database.load("t", [tmp_path / "t.csv"], TYPES, format_=Format("\t", "'"))
+    assert rows(database) == [(1, "a\tb"), (2, '"c')]
+    database.load("u", [tmp_path / "t.csv"], TYPES, format_=Format("\t", ""))
+    assert rows(database, "u") == [(2, '"c')]
+
+
+def test_absolute_paths_and_addresses(tmp_path):
+    (tmp_path / "a.csv").touch()
+    assert tables.find_files("/elsewhere", f"{tmp_path}/*.csv") == [tmp_path / "a.csv"]
+    for root, pattern in (("gs://bucket/raw", "*"), (tmp_path, "s3://bucket/*.csv")):
+        with pytest.raises(ValueError, match="must be on a disk of this machine"):
+            tables.find_files(root, pattern)
+
+
+def test_integers_beyond_64_bits(database, report, tmp_path):
+    (tmp_path / "t.csv").write_text("user,name\n18446744073709551615,a\n1,b\n")
+    frame = pd.DataFrame({"user": np.array([2**64 - 1, 2], np.uint64), "name": ["c", "d"]})
+    frame.to_parquet(tmp_path / "u.parquet")
+    frame["user"] = [3.5, 3.0]
+    frame.to_parquet(tmp_path / "v.parquet")
+    database.load("t", tables.find_files(tmp_path, "*"), TYPES)
+    assert rows(database) == [(1, "b"), (2, "d"), (3, "d")]
+    fault = 'user is an integer beyond 64 bits, which must be read as text (dtype "string")'
+    assert report.get_config()["sources"]["t"]["dropped"] == {
+        fault: {"rows": 2, "places": ["t.csv:2", "u.parquet:1"]},
+        "user is not an integer": {"rows": 1, "places": ["v.parquet:1"]},
+    }
+    database.load("text", tables.find_files(tmp_path, "[tu].*"), {"user": "VARCHAR"})
+    assert [user for (user,) in rows(database, "text")] == [
+        *("18446744073709551615", "1"),
+        *("18446744073709551615", "2"),
+    ]
+
+
+def test_times_are_either_texts_or_numbers(database, tmp_path):
+    (tmp_path / "a.csv").write_text("at\n\n2024-05-01\n")
+    (tmp_path / "b.csv").write_text("at\n1714521600\n")
+    load = functools.partial(database.load, columns={"at": "BIGINT"}, times={"at": 2})
+    assert load("a", [tmp_path / "a.csv"]) == {"at"}
+    assert load("b", [tmp_path / "b.csv"]) == set()
+    with pytest.raises(ValueError, match=r"times in .*a\.csv and numbers in .*b\.csv"):
+        load("c", tables.find_files(tmp_path, "*.csv"))
+    ((at,),) = database.execute('SELECT "at" FROM a WHERE "at" IS NOT NULL')
+    assert np.datetime64(at, "ns") == np.datetime64("2024-04-30T22:00")
 
 
 def test_parquet_of_another_type(database, tmp_path):

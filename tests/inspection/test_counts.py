@@ -18,6 +18,22 @@ def test_counts_of_several_candidates(counts):
     assert counts.sizes.tolist() == [0, 0, 1, 2]
 
 
+def test_counts_of_several_values_and_numbers(rich_schema, make_rich_requests):
+    features = make_rich_requests(batch=2, candidates=2, length=3)
+    features["tags"] = np.array([[[3, 1], [0, 0]], [[0, 4], [5, 6]]], "int32")
+    features["price"] = np.array([[1.5, np.nan], [np.nan, 2]], "f")
+    features["image"][:] = 1
+    features["image"][0, 1, 3] = np.nan
+    found = counts_lib.Counts(rich_schema, 2)
+    weight = np.array([[1, 1], [1, 0]], "f")  # the last candidate is padding
+    found.add(features, weight * 0, weight, np.arange(2))
+    # Two values of the first candidate, the second one's lack, and one of the third.
+    assert (found.places["tags"], found.missing["tags"], found.unknown["tags"]) == (4, 1, 1)
+    assert (found.places["price"], found.missing["price"]) == (3, 2)
+    assert (found.places["image"], found.missing["image"]) == (3, 1)
+    assert "mood" not in found.shown
+
+
 class TestDistinct:
     def test_counts_across_merges(self, monkeypatch):
         monkeypatch.setattr(counts_lib, "_LEAST_WAITING", 3)

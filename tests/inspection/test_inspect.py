@@ -2,11 +2,13 @@
 
 import collections
 import re
+import shutil
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from commands import run
 from printed import table
 
 from tfrec_diffusion.inspection.description import describe
@@ -170,3 +172,15 @@ def test_without_matplotlib(inspect, monkeypatch):
     status, out, err = inspect()
     assert (status, out) == (2, "")
     assert err == "error: this command needs matplotlib: pip install 'tfrec_diffusion[tools]'\n"
+
+
+@pytest.mark.parametrize("arguments", [(), ("--requests=1",)])
+def test_a_damaged_file_is_named(data, tmp_path, arguments):
+    shutil.copytree(data.directory, tmp_path / "synthetic" / data.directory.name)
+    (shard,) = tmp_path.glob("synthetic/*/*test.tfrecord*")
+    content = bytearray(shard.read_bytes())
+    content[20] ^= 1
+    shard.write_bytes(content)
+    status, _, err = run("inspect", "--dataset=synthetic", f"--data_dir={tmp_path}", *arguments)
+    assert status == 2
+    assert err.splitlines()[-1].startswith(f"error: {shard} is damaged (corrupted record at ")

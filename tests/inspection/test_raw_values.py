@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 
 from tfrec_diffusion.inspection.first_requests import shortened
-from tfrec_diffusion.inspection.raw_values import decode
+from tfrec_diffusion.inspection.raw_values import decode, number
 
 
 def test_boundaries_are_intervals(data):
@@ -31,6 +32,12 @@ def test_a_vocabulary_that_is_too_short(data):
     last = data.schema.table("item_id").rows
     with pytest.raises(ValueError, match=rf"item_id.txt must have {last - 2} lines: no row"):
         decode(data.schema, "item_id", {2, last})
+
+
+def test_numbers_and_vectors():
+    assert number(np.float32(1.25)) == "1.25"
+    assert number(np.array([1, 2.5, 3, 4], "f")) == "[1, 2.5, 3, ...]"
+    assert number(np.array([1, np.nan], "f")) == number(np.float32("nan")) == "<missing>"
 
 
 def test_long_lists_lose_their_middle():

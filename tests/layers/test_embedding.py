@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from tfrec_diffusion.layers import embedding
-from tfrec_diffusion.layers.embedding import TableEmbedding
+from tfrec_diffusion.layers.embedding import MeanOfValues, NumberEmbedding, TableEmbedding
 from tfrec_diffusion.optimizers import LazyAdam
 
 
@@ -110,3 +110,42 @@ def test_files_hold_the_table_in_order_of_rows(make, tmp_path, before, after):
 def test_files_of_other_tables_are_refused(make):
     with pytest.raises(ValueError, match="shape"):
         make(servers=3).load_own_variables({"0": np.zeros((9, 3), "f")})
+
+
+class TestNumbers:
+    def test_a_number_is_standardized_and_mapped(self):
+        layer = NumberEmbedding(2, mean=3.0, deviation=2.0)
+        x = np.array([[3.0, 5.0], [-1.0, np.nan]], "f")
+        embedded = layer(x).numpy()
+        (kernel,), bias, missing = (w.numpy() for w in layer.weights)
+        expected = [[bias, kernel + bias], [-2 * kernel + bias, missing]]
+        np.testing.assert_allclose(embedded, expected, rtol=1e-6)
+        assert not np.allclose(missing, bias)
+
+    def test_a_vector_lacks_as_a_whole(self):
+        layer = NumberEmbedding(2, width=3, deviation=0.5)
+        x = np.array([[[1, 2, 3], [1, np.nan, 3]]], "f")
+        embedded = layer(x).numpy()
+        kernel, bias, missing = (w.numpy() for w in layer.weights)
+        expected = [[2 * x[0, 0] @ kernel + bias, missing]]
+        np.testing.assert_allclose(embedded, expected, rtol=1e-5)
+
+    def test_wild_numbers_count_as_ten_deviations(self):
+        layer = NumberEmbedding(2, deviation=2.0)
+        wild, ten = layer(np.array([-1e30, -20], "f")).numpy()
+        np.testing.assert_array_equal(wild, ten)
+
+    def test_what_is_missing_sends_no_gradient_to_the_map(self):
+        layer = NumberEmbedding(2)
+        x = tf.constant([np.nan, np.nan])
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(x))
+        kernel, bias, missing = tape.gradient(loss, layer.trainable_weights)
+        assert not kernel.numpy().any() and not bias.numpy().any()
+        np.testing.assert_array_equal(missing, [2, 2])
+
+
+def test_mean_of_values_leaves_padding_out():
+    embedded = np.array([[[1, 2], [3, 6], [0, 0]], [[0, 0]] * 3], "f")
+    rows = np.array([[4, 7, 0], [0, 0, 0]])
+    np.testing.assert_allclose(MeanOfValues()(embedded, rows), [[2, 4], [0, 0]])

@@ -292,6 +292,14 @@ def test_behavior_rows_by_hand():
     np.testing.assert_array_equal(own["gap"], [[[2, 1], [3, 0]], [[2, 0], [0, 0]]])
 
 
+def test_behavior_rows_of_several_values_and_numbers():
+    rows = {"tags": np.array([[[7, 8], [9, 0]]]), "price": np.array([[1.5, 2.5]], "f")}
+    positions, real = np.array([[[1, 0], [0, 1]]]), np.array([[[1, 1], [0, 1]]], bool)
+    found = BehaviorRows()(rows, positions, real)
+    np.testing.assert_array_equal(found["tags"], [[[[9, 0], [7, 8]], [[0, 0], [9, 0]]]])
+    np.testing.assert_array_equal(found["price"], [[[2.5, 1.5], [0, 2.5]]])
+
+
 @pytest.mark.parametrize(("jit_compile", "lengths"), [(False, (9, 2, 0)), (True, (9, 0))])
 def test_rows_of_what_was_found(scores, history_mask, lengths, jit_compile):
     row = (10 + np.arange(36, dtype=np.int32).reshape(4, 9)) * history_mask

@@ -30,6 +30,7 @@ ARGUMENTS = {
     "MLP": {"units": (8, 4), "activation": "relu", "dropout": 0.1},
     "MaskedMean": {},
     "MeanAggregation": {},
+    "MeanOfValues": {},
     "MultiInterestExtractor": {
         "routing": layers.TopRouting(2),
         "filtering": layers.TopK(7),
@@ -38,6 +39,13 @@ ARGUMENTS = {
     },
     "Newest": {"count": 7},
     "NextBehaviorLoss": {"weight": 0.3},
+    "NumberEmbedding": {
+        "dim": 3,
+        "width": 4,
+        "mean": 1.5,
+        "deviation": 2.5,
+        "stddev": 0.2,
+    },
     "OrthogonalChannels": {"num_channels": 3, "start": "random", "orthogonal": False},
     "QueryScores": {},
     "SameCategory": {},

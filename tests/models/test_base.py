@@ -115,6 +115,9 @@ def test_xla_compiles_both_passes_and_not_the_optimizer(schema, make_requests):
     model.compile(jit_compile=True)
     with pytest.raises(tf.errors.InvalidArgumentError, match="unsupported operations"):
         model.inference_function(features)
+    model.compile(loss=LogLoss(), jit_compile=True)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="unsupported operations"):
+        model.evaluate(features, (features["item"] % 2).astype("f"), verbose=0)
 
 
 def test_run_eagerly_runs_eagerly(schema, make_requests):

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec_diffusion.datasets.vocabularies import Boundaries, HashBuckets, Vocabulary
+from tfrec_diffusion.datasets.vocabularies import (
+    Boundaries,
+    HashBuckets,
+    Numbers,
+    Vocabulary,
+)
 from tfrec_diffusion.schema import Feature, Schema, Table
 from tfrec_diffusion.serving.lookup import RequestLookup
 
@@ -108,3 +113,44 @@ def test_a_missing_vocabulary_is_named(tmp_path):
         vocabulary = Vocabulary("x", "int64", [1])
         features = [Feature("x", "candidate", "x"), Feature("history_x", "history", "x")]
         RequestLookup(Schema("s", features, [vocabulary.table()], 2, str(tmp_path)))
+
+
+def test_numbers_are_as_the_records_have_them(tmp_path):
+    numbers = Numbers("x", mean=2.0, deviation=3.0)
+    table = numbers.table()
+    assert (table.kind, table.mean, table.deviation, table.rows) == ("number", 2.0, 3.0, 2)
+    features = [
+        Feature("k", "candidate", "k"),
+        Feature("x", "candidate", "x"),
+        Feature("history_k", "history", "k"),
+        Feature("history_x", "history", "x"),
+    ]
+    tables = [HashBuckets("k", "int64", 10).table(), table]
+    look_up = RequestLookup(Schema("s", features, tables, 2, str(tmp_path)))
+    keys = np.array([[7, 8, -1, 9]])
+    raw = np.array([[1.5, np.nan, 5.0, -np.inf]], "f")
+    found = look_up({"k": keys, "x": raw, "history_k": keys, "history_x": raw})
+    np.testing.assert_array_equal(found["x"], numbers.encode(raw))
+    np.testing.assert_array_equal(found["x"], [[1.5, np.nan, 5.0, np.nan]])
+    # The two newest real behaviors are the second and the fourth.
+    np.testing.assert_array_equal(found["history_x"], [[np.nan, np.nan]])
+
+
+def test_of_several_values_as_many_count_as_training_saw(tmp_path):
+    features = [
+        Feature("k", "candidate", "k"),
+        Feature("tags", "candidate", "tag", values=2),
+        Feature("history_k", "history", "k"),
+        Feature("history_tags", "history", "tag", values=2),
+    ]
+    tables = [
+        HashBuckets("k", "int64", 10).table(),
+        Table("tag", "vocabulary", "string", rows=5),
+    ]
+    Vocabulary("tag", "string", ["a", "b", "c"]).save(tmp_path)
+    look_up = RequestLookup(Schema("s", features, tables, 1, str(tmp_path)))
+    tags = np.array([[["b", "x", "c"], ["", "a", ""]]], object)
+    keys = np.array([[7, 8]])
+    found = look_up({"k": keys, "tags": tags, "history_k": keys, "history_tags": tags})
+    assert found["tags"].numpy().tolist() == [[[3, 1], [0, 2]]]
+    assert found["history_tags"].numpy().tolist() == [[[0, 2]]]

@@ -11,6 +11,8 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
     predict_pb2,
     prediction_log_pb2,
     prediction_service_pb2_grpc,
@@ -22,7 +24,8 @@ from tfrec_diffusion.serving.stand_in_server import StandIn
 
 class Doubler(tf.Module):
     """`serving_default`: x by a factor, and how many; `join`: its one output is not named in REST;
-    `half`: an output of a type that JSON has not, and `whole`: such an input."""
+    `half`: an output of a type that JSON has not, and `whole`: such an input; `both`: several
+    outputs of each row, of which one is bytes."""
 
     def __init__(self, factor):
         super().__init__()
@@ -46,6 +49,12 @@ class Doubler(tf.Module):
     def half(self, x):
         return {"half": tf.cast(x, tf.bfloat16)}
 
+    @tf.function(input_signature=[tf.TensorSpec((None, 2), tf.float32, name="x")])
+    def both(self, x):
+        name = tf.fill(tf.shape(x)[:1], b"\xff")
+        scaled = self.factor * x
+        return {"scaled": scaled, "sum": tf.reduce_sum(scaled, axis=1), "name_bytes": name}
+
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.bfloat16, name="half")])
     def whole(self, half):
         return {"x": tf.cast(half, tf.float32)}
@@ -54,7 +63,7 @@ class Doubler(tf.Module):
 def save(factor, directory, warm_up=()):
     model = Doubler(factor)
     signatures = {"serving_default": model.scale, "join": model.join}
-    signatures |= {"half": model.half, "whole": model.whole}
+    signatures |= {"half": model.half, "whole": model.whole, "both": model.both}
     tf.saved_model.save(model, str(directory), signatures)
     if warm_up:
         (directory / "assets.extra").mkdir()
@@ -214,14 +223,17 @@ def test_a_single_output_has_no_name_in_rest_and_base64_is_bytes(rest):
         ("doubler/versions/3:predict", {"inputs": {"x": [[1, 2]]}}, 404, "3"),
         ("doubler/labels/new:predict", {"inputs": {"x": [[1, 2]]}}, 400, "label: new"),
         ("doubler:classify", {}, 400, "Malformed"),
-        ("doubler:predict", b"{", 400, "'inputs'"),
-        ("doubler:predict", b"[" * 10_000, 400, "'inputs'"),
-        ("doubler:predict", b"\xff", 400, "'inputs'"),
-        ("doubler:predict", [1], 400, "'inputs'"),
+        ("doubler/versions/99999999999999999999:predict", {}, 400, "to numeric"),
+        ("doubler:predict", b"", 400, "JSON Parse error: The document is empty"),
+        ("doubler:predict", b"{", 400, "JSON Parse error"),
+        ("doubler:predict", b"[" * 10_000, 400, "JSON Parse error"),
+        ("doubler:predict", b"\xff", 400, "JSON Parse error"),
+        ("doubler:predict", [1], 400, "JSON Value: [1] Is not object"),
+        ("doubler:predict", {"signature_name": 1, "inputs": {}}, 400, "must be a string value"),
+        ("doubler:predict", {}, 400, "Missing 'inputs' or 'instances' key"),
+        ("doubler:predict", {"inputs": [], "instances": []}, 400, "only one of 'inputs' or"),
         ("doubler:predict", {"signature_name": "absent", "inputs": {}}, 400, '"absent" not found'),
-        ("doubler:predict", {"inputs": {}}, 400, "['x']"),
-        ("doubler:predict", {"inputs": {"x": [["a", 2]]}}, 400, "x is not of expected type"),
-        ("doubler:predict", {"inputs": {"x": [[1], [1, 2]]}}, 400, "x is not of expected type"),
+        ("doubler:predict", {"inputs": {}}, 400, "Missing named input: x in 'inputs' object."),
         ("doubler:predict", {"inputs": {"x": [[1, 2, 3]]}}, 400, "shape"),
         ("doubler:predict", {"signature_name": "half", "inputs": {"x": [0.5]}}, 400, "bfloat16"),
         (
@@ -236,6 +248,146 @@ def test_a_wrong_rest_request_gets_a_status_and_a_reason(rest, path, body, statu
     given, answer = rest(f"/v1/models/{path}", body)
     assert given == status and message in answer["error"]
     assert rest("/v1/models/doubler:predict", {"inputs": {"x": [[1, 2]]}})[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ([["a", 2]], 'JSON Value: "a" Type: String is not of expected type: float'),
+        ([[None, 2]], "JSON Value: null Type: Null is not of expected type: float"),
+        ([[True, 2]], "JSON Value: true Type: True is not of expected type: float"),
+        ([[{"b64": "eA=="}, 2]], 'JSON Value: {"b64": "eA=="} Type: Object is not of expected'),
+        ([[1e39, 2]], "Cannot convert JSON value: 1e+39 to float without loss of precision."),
+        ([[2**24, 2]], "Cannot convert JSON value: 16777216 to float without loss of precision."),
+        ([[1], [1, 2]], "Encountered list at unexpected size: 2 at level: 1 expected size: 1"),
+        ([[1, 2], 3], "JSON Value: 3 found at incorrect level: 2. Expected at level: 2"),
+        ([[1, 2], [3, [4]]], "Encountered list at unexpected level: 2 expected < 2"),
+    ],
+    ids=str,
+)
+def test_ragged_lists_and_wrong_types(rest, x, message):
+    for content in ({"inputs": {"x": x}}, {"inputs": x}):
+        status, answer = rest("/v1/models/doubler:predict", content)
+        assert status == 400 and answer["error"].startswith(f"x: {message}")
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (1.0, "JSON Value: 1.0 Type: Number is not of expected type: int64"),
+        (2**63, "JSON Value: 9223372036854775808 Type: Number is not of expected type: int64"),
+    ],
+)
+def test_only_integers_are_integers(rest, number, message):
+    body = {"signature_name": "join", "inputs": {"text": ["a"], "number": [number]}}
+    status, answer = rest("/v1/models/doubler:predict", body)
+    assert status == 400 and answer["error"] == f"number: {message}"
+
+
+@pytest.mark.parametrize("text", [{"b64": "a"}, {"b64": "YQ==", "as": "text"}, {"text": "a"}, 7])
+def test_what_is_no_text(rest, text):
+    body = {"signature_name": "join", "inputs": {"text": [text], "number": [1]}}
+    status, answer = rest("/v1/models/doubler:predict", body)
+    assert status == 400 and answer["error"].startswith("text: ")
+
+
+def test_nan_and_infinity_are_numbers(rest):
+    """Which JSON by itself does not know, but the real server and Python do."""
+    body = b'{"inputs": {"x": [[Infinity, -Infinity], [NaN, 1e38]]}}'
+    _, answer = rest("/v1/models/doubler/versions/2:predict", body)
+    first, (nan, large) = answer["outputs"]["scaled"]
+    assert first == [np.inf, -np.inf] and np.isnan(nan) and large == pytest.approx(2e38)
+
+
+# === Rows ===
+
+
+def test_rows_are_answered_with_rows(rest):
+    rows = [{"text": "é", "number": 3}, {"text": {"b64": "/w=="}, "number": 0}]
+    body = {"signature_name": "join", "instances": rows}
+    assert rest("/v1/models/doubler:predict", body) == (200, {"predictions": [5, 1]})
+
+
+def test_rows_of_a_single_input_need_no_name(rest):
+    for rows in ([[1, 2.5], [3, 4]], [{"x": [1, 2.5]}, {"x": [3, 4]}]):
+        body = {"signature_name": "both", "instances": rows}
+        assert rest("/v1/models/doubler:predict", body) == (
+            200,
+            {
+                "predictions": [
+                    {"scaled": [10, 25], "sum": 35, "name_bytes": {"b64": "/w=="}},
+                    {"scaled": [30, 40], "sum": 70, "name_bytes": {"b64": "/w=="}},
+                ]
+            },
+        )
+
+
+@pytest.mark.parametrize(
+    ("signature", "instances", "message"),
+    [
+        ("join", {}, "Expecting 'instances' to be a list/array"),
+        ("join", [], "No values in 'instances' array"),
+        ("join", ["a"], "instances is a plain list, but expecting list of objects"),
+        (
+            "join",
+            [{"text": "a"}],
+            "element: 0 of 'instances' list: keys must be equal to: number,t",
+        ),
+        ("join", [{"text": "a", "number": 1, "more": 1}], "keys must be equal to: number,text"),
+        ("both", [[1, 2], {"x": [1, 2]}], "Expecting value/list at item 1 of 'instances'"),
+        ("both", [{"x": [1, 2]}, [1, 2]], "Expecting object at item 1 of 'instances'"),
+        ("both", [[1, 2], [1]], "element: 1 of 'instances' list: x: Expecting shape (2,) but got"),
+        ("both", [[1, [2]]], "element: 0 of 'instances' list: x: Encountered list at unexpected"),
+        ("both", [[1, "a"]], "element: 0 of 'instances' list: x: JSON Value: \"a\" Type: String"),
+        ("serving_default", [[1, 2]], "Tensor name: rows has no shape information"),
+    ],
+)
+def test_wrong_rows_get_a_reason(rest, signature, instances, message):
+    body = {"signature_name": signature, "instances": instances}
+    status, answer = rest("/v1/models/doubler:predict", body)
+    assert status == 400 and message in answer["error"]
+
+
+# === The state of a model ===
+
+
+def available(version):
+    status = {"error_code": "OK", "error_message": ""}
+    return {"version": version, "state": "AVAILABLE", "status": status}
+
+
+def test_the_state_of_a_model_over_both_protocols(server, rest):
+    both = {"model_version_status": [available("10"), available("2")]}
+    assert rest("/v1/models/doubler") == (200, both)
+    assert rest("/v1/models/doubler/versions/2") == (
+        200,
+        {"model_version_status": [available("2")]},
+    )
+    request = get_model_status_pb2.GetModelStatusRequest()
+    request.model_spec.name = "doubler"
+    with grpc.insecure_channel(server.address) as channel:
+        answer = model_service_pb2_grpc.ModelServiceStub(channel).GetModelStatus(request)
+    assert [status.version for status in answer.model_version_status] == [10, 2]
+    assert answer.model_version_status[0].state == get_model_status_pb2.ModelVersionStatus.AVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/models/other", 404),
+        ("/v1/models/doubler/versions/3", 404),
+        ("/v1/models/doubler/labels/new", 400),
+        ("/v1/models", 400),
+        ("/v2/models/doubler", 404),
+    ],
+)
+def test_a_state_of_nothing(rest, path, status):
+    given, answer = rest(path)
+    assert given == status and list(answer) == ["error"]
+
+
+def test_paths_are_read_as_the_real_server_reads_them(rest):
+    assert rest("/V1/Models/doubler?verbose=1")[0] == 200
 
 
 @pytest.mark.parametrize("length", ["-1", "many"])

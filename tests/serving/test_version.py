@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from small_models import SMALL, write_vocabularies
+from small_models import SMALL, perturb, write_vocabularies
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
@@ -17,6 +17,8 @@ from tfrec_diffusion.losses import LogLoss
 from tfrec_diffusion.models.base import RankingModel
 from tfrec_diffusion.optimizers import LazyAdam
 from tfrec_diffusion.schema import Schema
+from tfrec_diffusion.serving.example_requests import as_examples, example_requests
+from tfrec_diffusion.serving.lookup import RequestLookup
 from tfrec_diffusion.serving.served_model import ServedModel, correct
 from tfrec_diffusion.serving.version import with_dtype, write_version
 
@@ -402,3 +404,71 @@ def test_a_model_is_served_in_mixed_precision(model_dir, schema, raw):
     served = tf.saved_model.load(str(version)).signatures["serving_default"]
     scores, expected = call(served, raw), expected_scores(model, raw)
     assert 0 < np.abs(scores - expected).max() < 0.01
+
+
+class TestRichFeatures:
+    """Features of several values, numbers and vectors, as clients send them."""
+
+    @pytest.fixture(scope="class", params=["diffumin", "hierdiffuse"])
+    def rich(self, request, rich_schema, tmp_path_factory):
+        directory = tmp_path_factory.mktemp(f"rich_{request.param}")
+        keras.utils.set_random_seed(0)
+        arguments = {"embedding_stddev": 0.5, "embedding_dim": 4, **SMALL[request.param]}
+        model = models.create(request.param, schema=rich_schema, **arguments)
+        perturb(model)
+        version = write_version(model, directory, directory / "export", METRICS)
+        schema = dataclasses.replace(rich_schema, directory=str(directory))
+        raw = example_requests(schema, batch=3, candidates=4, length=6)
+        raw["history_item"][1, 4:] = -1
+        raw["history_item"][2] = -1
+        raw["price"][0, 1] = np.nan
+        raw["tags"][0, 0] = ["t", ""]
+        return model, RequestLookup(schema)(raw), tf.saved_model.load(str(version)).signatures, raw
+
+    def test_scores_are_those_of_the_model(self, rich):
+        model, rows, signatures, raw = rich
+        expected = model(rows).numpy()
+        assert len(np.unique(expected)) == expected.size
+        found = signatures["serving_default"](**as_tensors(raw))["click_probability"]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+    def test_fewer_values_than_training_saw(self, rich):
+        _, _, signatures, raw = rich
+        fewer = {**raw, "tags": np.full_like(raw["tags"], "")}
+        fewer["tags"][..., 0] = raw["tags"][..., 1]
+        expected = signatures["serving_default"](**as_tensors(fewer))["click_probability"]
+        one = signatures["serving_default"](**as_tensors({**fewer, "tags": fewer["tags"][..., :1]}))
+        np.testing.assert_allclose(one["click_probability"], expected, rtol=1e-6)
+
+    def test_examples(self, rich):
+        _, _, signatures, raw = rich
+        expected = signatures["serving_default"](**as_tensors(raw))["click_probability"]
+        examples = as_examples(raw)
+        found = signatures["examples"](examples=tf.constant(examples))["click_probability"]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+    def test_examples_with_a_part_of_a_vector_are_refused(self, rich):
+        _, _, signatures, raw = rich
+        example = tf.train.Example.FromString(as_examples(raw)[0])
+        del example.features.feature["image"].float_list.value[-1]
+        message = "`image` must have 5 values for each of `item`, or be absent"
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            signatures["examples"](examples=tf.constant([example.SerializeToString()]))
+
+    def test_user_state(self, rich):
+        _, _, signatures, raw = rich
+        if "user_state" not in signatures:
+            return
+        expected = signatures["serving_default"](**as_tensors(raw))["click_probability"]
+        takes = signatures["user_state"].structured_input_signature[1]
+        state = signatures["user_state"](**as_tensors({name: raw[name] for name in takes}))
+        others = {name: x for name, x in as_tensors(raw).items() if name not in takes}
+        found = signatures["score"](**state, **others)["click_probability"]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def as_tensors(raw):
+    return {
+        name: tf.constant(x.tolist(), tf.string) if x.dtype == object else tf.constant(x)
+        for name, x in raw.items()
+    }

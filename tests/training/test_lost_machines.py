@@ -67,6 +67,29 @@ def test_two_workers_measure_every_impression_once(two_workers):
             assert found[split][name] == pytest.approx(expected[name], abs=1e-6), (split, name)
 
 
+def test_all_workers_stop_at_the_step_where_one_diverges(data_dir, tmp_path):
+    logs, model_dir = tmp_path / "logs", tmp_path / "run"
+    logs.mkdir()
+    how = ("--strategy=multi_worker", "--learning_rate=1e38", "--steps_per_execution=4")
+    with Cluster(logs, command(data_dir, model_dir, *how), worker=2) as cluster:
+        cluster.wait(status=2)
+        for index in (0, 1):
+            text = "in steps 1 to 4: training has diverged. Train in another --model_dir"
+            assert text in cluster.output("worker", index)
+    assert not list(model_dir.glob("m*")) and not list(model_dir.glob("checkpoints/*"))
+
+
+def test_the_chief_of_parameter_servers_stops_when_training_diverges(data_dir, tmp_path):
+    logs, model_dir = tmp_path / "logs", tmp_path / "run"
+    logs.mkdir()
+    how = ("--strategy=parameter_server", "--learning_rate=1e38", "--steps_per_execution=4")
+    tasks = {"chief": 1, "worker": 1, "ps": 1}
+    with Cluster(logs, command(data_dir, model_dir, *how), **tasks) as cluster:
+        assert cluster.processes["chief", 0].wait(timeout=300) == 2
+        assert "the loss is nan " in cluster.output("chief", 0)
+    assert not list(model_dir.glob("m*"))
+
+
 def test_only_the_chief_writes(two_workers):
     model_dir, (of_chief, of_other) = two_workers
     assert "test: auc" in of_chief and "auc" not in of_other

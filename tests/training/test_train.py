@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 import shutil
 import signal
@@ -19,6 +20,7 @@ from memory import let_go
 from tfrec_diffusion.datasets.preparation import prepare
 from tfrec_diffusion.files import lock
 from tfrec_diffusion.metrics import auc, gauc
+from tfrec_diffusion.prepared_directory import PreparedDirectory, find_prepared
 from tfrec_diffusion.training import run as running
 from tfrec_diffusion.training.run_directory import RunDirectory
 
@@ -220,13 +222,68 @@ def test_data_with_other_history_lengths_do_not_continue_a_run(uninterrupted, da
     assert code == 2 and "was trained on other data" in stderr
 
 
-def test_a_validation_split_of_one_class_is_no_reason_to_lose_the_model(data_dir, tmp_path):
-    one_class = {"auc": math.nan, "gauc": math.nan, "log_loss": 0.1, "impressions": 9}
-    with patch.object(running, "evaluate", Mock(return_value=one_class)):
-        code, _, stderr = run(*train_arguments(data_dir, tmp_path, "--epochs=1"))
+def of_one_class(data_dir, directory):
+    """The same data, but nothing in the validation split is clicked."""
+    shutil.copytree(data_dir, directory)
+    (path,) = directory.glob("synthetic/*/*validation.tfrecord*")
+    records = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            example = tf.train.Example.FromString(record)
+            label = example.features.feature["label"].bytes_list
+            label.value[0] = bytes(len(label.value[0]))
+            writer.write(example.SerializeToString())
+    return directory
+
+
+def test_of_a_validation_split_of_one_class_the_best_log_loss_is_kept(data_dir, tmp_path):
+    """The more a model has seen, the fewer clicks it expects: here the later epochs are better."""
+    data_dir = of_one_class(data_dir, tmp_path / "data")
+    code, stdout, stderr = run(*train_arguments(data_dir, tmp_path / "run"))
     assert code == 0, stderr
-    assert (tmp_path / "model.keras").exists()
-    assert json.loads((tmp_path / "validation.json").read_text())[0]["auc"] is None
+    line = "validation has labels of one class only, for which no AUC is defined: the best epoch is"
+    assert stdout.count(f"{line} chosen by log loss\n") == 1
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    first, second = metrics["validation_by_epoch"]
+    assert first["auc"] is None and second["log_loss"] < first["log_loss"]
+    kept = metrics["splits"]["validation"]["log_loss"]
+    assert kept == pytest.approx(second["log_loss"], rel=1e-6)
+
+
+# So high that the weights of the second step are none any more.
+MUCH_TOO_HIGH = "--learning_rate=1e38"
+
+
+def test_a_diverged_run_stops_and_says_at_which_step(data_dir, tmp_path):
+    """The loss of the first step is that of the initial weights."""
+    code, _, stderr = run(*train_arguments(data_dir, tmp_path, MUCH_TOO_HIGH))
+    assert code == 2
+    assert stderr.startswith("error: the loss is nan at step 2: training has diverged. Train in an")
+    assert not list(tmp_path.glob("m*")), "neither model.keras nor metrics.json"
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize("jit_compile", ["--jit_compile", "--nojit_compile"])
+def test_of_several_steps_in_one_execution_all_are_named(data_dir, tmp_path, jit_compile):
+    more = (MUCH_TOO_HIGH, jit_compile, "--steps_per_execution=8")
+    code, _, stderr = run(*train_arguments(data_dir, tmp_path, *more))
+    assert code == 2 and "the loss is nan in steps 1 to 8: training has diverged" in stderr
+
+
+def test_a_run_that_diverges_with_its_last_step_has_no_epoch(data_dir, tmp_path):
+    """Its last loss is a number, its weights are none any more."""
+    steps = -(-5058 // 32)
+    with patch.object(running.Run, "_fit_epoch", lambda self, *_: diverge(self.model)):
+        code, _, stderr = run(*train_arguments(data_dir, tmp_path))
+    assert code == 2
+    assert f"after step {steps} the model predicts NaN for " in stderr
+    assert "impressions of validation: training has diverged" in stderr
+    assert not list(tmp_path.glob("m*")) and not (tmp_path / "validation.json").exists()
+
+
+def diverge(model):
+    model.optimizer.iterations.assign(-(-5058 // 32))
+    model.get_layer("click.logit").bias.assign([math.nan])
 
 
 def test_the_best_epoch_is_kept_and_all_steps_are_counted(data_dir, one_epoch, tmp_path):
@@ -252,6 +309,44 @@ def test_a_missing_shard_is_named(data_dir, tmp_path):
     shard.unlink()
     code, _, stderr = run(*train_arguments(tmp_path / "data", tmp_path / "model"))
     assert code == 2 and f"{shard.name} is missing" in stderr
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_damaged_shard_is_named(data_dir, tmp_path, split):
+    shutil.copytree(data_dir, tmp_path / "data")
+    (shard,) = tmp_path.glob(f"data/synthetic/*/*{split}.tfrecord*")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    code, _, stderr = run(*train_arguments(tmp_path / "data", tmp_path / "model"))
+    assert code == 2 and stderr.startswith(f"error: {shard} is damaged (corrupted record at ")
+    assert not list(tmp_path.glob("model/m*"))
+
+
+def test_evaluate_names_a_damaged_shard(data_dir, uninterrupted, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "data")
+    (shard,) = tmp_path.glob("data/synthetic/*/*test.tfrecord*")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    code, _, stderr = run("evaluate", f"--model_dir={uninterrupted}", f"--data_dir={tmp_path}/data")
+    assert code == 2 and stderr.startswith(f"error: {shard} is damaged (truncated record at ")
+
+
+def test_train_and_evaluate_tell_of_newer_raw_files(data_dir, uninterrupted, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "data")
+    clicks = tmp_path / "raw" / "clicks.csv"
+    clicks.parent.mkdir()
+    clicks.touch()
+    os.utime(clicks, (50, 50))
+    prepared = PreparedDirectory(find_prepared(tmp_path / "data", "synthetic"))
+    prepared.remember_raw_files(clicks.parent, 100)
+    for written, expected in ((90, False), (110, True)):
+        os.utime(clicks, (written, written))
+        with patch.object(running.Run, "train", return_value=0):
+            _, _, of_training = run(*train_arguments(tmp_path / "data", tmp_path / "run"))
+        flags = (f"--model_dir={uninterrupted}", f"--data_dir={tmp_path / 'data'}")
+        _, _, of_evaluation = run("evaluate", *flags)
+        for stderr in (of_training, of_evaluation):
+            assert (f"newer, such as {clicks} of 1970-01-01 00:01 UTC" in stderr) == expected
 
 
 @pytest.mark.parametrize(("more", "expected"), [((), None), (("--set=curriculum_steps=7",), 7)])

@@ -9,7 +9,7 @@ import re
 
 import tensorflow_datasets as tfds
 
-from tfrec_diffusion.datasets import next_item, tables
+from tfrec_diffusion.datasets import next_item, text_files
 
 _SOURCE = "http://jmcauley.ucsd.edu/data/amazon/"
 _SECONDS = range(2**63)
@@ -82,7 +82,7 @@ class AmazonBooks(next_item.NextItem):
                         unusable[type(error), str(error)] += 1
                         if unusable[type(error), str(error)] <= _PLACES:
                             places[str(error)].append(f"{path.name}:{number}")
-            except tables.DamagedFileError as error:
+            except text_files.DamagedFileError as error:
                 reason = f"damaged from here on ({error})"
                 unusable[_BadLineError, reason] += error.lost_lines
                 places[reason].append(f"{path.name}:{number + 1}")
@@ -96,7 +96,7 @@ class AmazonBooks(next_item.NextItem):
     @staticmethod
     def _lines(path):
         return tfds.core.utils.tqdm(
-            tables.lines(path),
+            text_files.lines(path),
             desc=f"Reading {path.name}", unit=" lines", leave=False, mininterval=1.0,
         )  # fmt: skip
 

@@ -7,10 +7,20 @@ from typing import NamedTuple
 import tensorflow_datasets as tfds
 
 from tfrec_diffusion import schema
-from tfrec_diffusion.datasets import impressions, logs_spec, records, requests, tables, vocabularies
+from tfrec_diffusion.datasets import (
+    impressions,
+    log_checks,
+    logs_spec,
+    raw_columns,
+    records,
+    requests,
+    tables,
+    vocabularies,
+)
 
 _LARGEST_TIME = 2**63 - 1
 _COMPUTED = "NULL::FLOAT"  # in place of a column that the encoder computes
+_MINUS_ONE = '{} is -1, which means missing among integers: read it as text (dtype "string")'
 _MINUTES_SINCE_PREVIOUS = (
     'coalesce(((time - lag(time) OVER (PARTITION BY "user" ORDER BY time)) / 6e10)::FLOAT, '
     f"{tables.MISSING['FLOAT']})"
@@ -23,12 +33,12 @@ class _Loaded(NamedTuple):
     Args:
         tables: str. SQL of a FROM clause that joins them; the alias of the events is `e`.
         columns: dict of SQL by column. The value of each column that features need.
-        unit: int. The unit of the times, in nanoseconds.
+        unit: str. The unit of the times, a key of `logs_spec.TIME_UNITS`.
     """
 
     tables: str
     columns: dict[str, str]
-    unit: int
+    unit: str
 
 
 class LogBuilder(requests.RequestBuilder):
@@ -78,6 +88,7 @@ class LogBuilder(requests.RequestBuilder):
                 loaded = {name: self._load(database, name) for name in ("impressions", "behaviors")}
                 computed = self._computed(loaded["behaviors"])
                 self._sort(database, loaded, computed)
+                self._check(database, computed)
             except (ValueError, FileNotFoundError) as error:
                 raise type(error)(f"{self._spec_path}: {error}") from error
             vocabs = {
@@ -149,27 +160,39 @@ class LogBuilder(requests.RequestBuilder):
             **{join.on: types.get(join.on, "VARCHAR") for join in events.join},
         }
         paths = tables.find_files(self.raw_dir, events.files)
-        header = tables.column_names(paths[0])
+        header = _names(paths[0], events.format)
         own = {column: kind for column, kind in types.items() if column in header} | required
         strict = {*required, self._key(name).column}
-        database.load(name, paths, own, lenient=own.keys() - strict)
-        columns = {column: f"e.{tables.quoted(column)}" for column in own}
+        stamped = database.load(
+            name,
+            paths,
+            own,
+            lenient=own.keys() - strict,
+            format_=events.format,
+            nulls=self._nulls(own, events),
+            times={events.time: self._spec.time_zone_hours},
+        )
+        self._note_minus_one(database, name, own, strict)
+        columns = {column: f"e.{tables.column(column)}" for column in own}
         from_ = f"{name} AS e"
         for i, join in enumerate(events.join):
             side = self._load_side(
                 database, name, join, required[join.on], types, columns, strict, f"s{i}"
             )
-            on = tables.quoted(join.on)
+            on = tables.column(join.on)
             from_ += f" LEFT JOIN {tables.quoted(side)} AS s{i} ON e.{on} = s{i}.{on}"
-        stamped = tables.holds_timestamps(paths[0], events.time)
-        unit = logs_spec.TIME_UNITS["ns" if stamped else events.time_unit]
+        unit = "ns" if events.time in stamped else events.time_unit
         if name == "behaviors":
             columns.setdefault(logs_spec.GAP, _COMPUTED)
             columns.setdefault(logs_spec.AGE, _COMPUTED)
         for column in types:
             if column not in columns:
                 files = [events.files, *(join.files for join in events.join)]
-                raise ValueError(f"{name} must have a column {column!r} in one of {files}")
+                there = self._all_names(events)
+                raise ValueError(
+                    f"{name} must have a column {column!r} in one of {files}"
+                    f"{raw_columns.hint(there, column)}"
+                )
         loaded = _Loaded(from_, columns, unit)
         self._drop_unusable(database, name, events, required[events.user], loaded)
         return loaded
@@ -178,12 +201,20 @@ class LogBuilder(requests.RequestBuilder):
         """Loads a side table with those of the needed columns that are not in `columns` yet."""
         side = f"{name} join {join.files}"
         paths = tables.find_files(self.raw_dir, join.files)
-        header = tables.column_names(paths[0])
+        header = _names(paths[0], join.format)
         found = {c: kind for c, kind in types.items() if c in header and c not in columns}
         own = {join.on: key_type, **found}
-        database.load(side, paths, own, lenient=found.keys() - strict)
-        database.drop_repeated(side, tables.quoted(join.on), f"{join.on} repeated", bad=False)
-        columns |= {column: f"{alias}.{tables.quoted(column)}" for column in found}
+        database.load(
+            side,
+            paths,
+            own,
+            lenient=found.keys() - strict,
+            format_=join.format,
+            nulls=dict.fromkeys(own, self._spec.null),
+        )
+        self._note_minus_one(database, side, own, strict)
+        database.drop_repeated(side, tables.column(join.on), f"{join.on} repeated", bad=False)
+        columns |= {column: f"{alias}.{tables.column(column)}" for column in found}
         return side
 
     def _drop_unusable(self, database, name, events, user_type, loaded):
@@ -191,31 +222,62 @@ class LogBuilder(requests.RequestBuilder):
             kept = ", ".join(map(tables.literal, values))
             database.drop(
                 name,
-                f"coalesce({tables.quoted(column)}::VARCHAR, '') NOT IN ({kept})",
+                f"coalesce({tables.column(column)}::VARCHAR, '') NOT IN ({kept})",
                 f"{column} not kept",
                 bad=False,
             )
-        missing = tables.MISSING[user_type]
-        database.drop(
-            name, f"coalesce({tables.quoted(events.user)}, {missing}) = {missing}", "no user"
-        )
-        last = _LARGEST_TIME // loaded.unit
+        user, time = map(tables.column, (events.user, events.time))
+        if user_type == "BIGINT":
+            database.drop(name, f"{user} = -1", _MINUS_ONE.format(events.user))
+        database.drop(name, f"{user} IS NULL OR {user} = {tables.MISSING[user_type]}", "no user")
+        log_checks.drop_times_of_another_unit(database, name, events.time, loaded.unit, self._spec)
+        last = _LARGEST_TIME // logs_spec.TIME_UNITS[loaded.unit]
         database.drop(
             name,
-            f"NOT coalesce({tables.quoted(events.time)} BETWEEN 0 AND {last}, false)",
+            f"NOT coalesce({time} BETWEEN 0 AND {last}, false)",
             "no time, or out of range",
         )
         if events.label:
             database.drop(
                 name,
-                f"NOT coalesce({tables.quoted(events.label)} IN (0, 1), false)",
+                f"NOT coalesce({tables.column(events.label)} IN (0, 1), false)",
                 "label neither 0 nor 1",
             )
         key = self._key(name)
         value = self._value(key, loaded)
-        nothing = tables.MISSING[tables.SQL_TYPES[self._spec.tables[key.table].dtype]]
-        rows = f"SELECT e.rowid FROM {loaded.tables} WHERE {value} = {nothing}"
-        database.drop(name, f"rowid IN ({rows})", f"no {key.column}")
+        kind = tables.SQL_TYPES[self._spec.tables[key.table].dtype]
+        rows = f"rowid IN (SELECT e.rowid FROM {loaded.tables} WHERE {{}})".format
+        if kind == "BIGINT":
+            minus_one = rows(f"{loaded.columns[key.column]} = -1")
+            database.drop(name, minus_one, _MINUS_ONE.format(key.column))
+        nothing = rows(f"{value} = {tables.MISSING[kind]}")
+        database.drop(name, nothing, f"no {key.column}")
+
+    def _nulls(self, columns, events):
+        """Texts that are missing values in each of the columns."""
+        return {
+            column: tuple(t for t in self._spec.null if t not in events.keep.get(column, ()))
+            for column in columns
+        }
+
+    def _note_minus_one(self, database, table, columns, strict):
+        names = [name for name, kind in columns.items() if kind == "BIGINT" and name not in strict]
+        if names:
+            counts = ", ".join(f"count(*) FILTER ({tables.column(name)} = -1)" for name in names)
+            (found,) = database.execute(f"SELECT {counts} FROM {tables.quoted(table)}")
+            for name, rows in zip(names, found, strict=True):
+                if rows:
+                    self.report.note(f"{table}: {name} is -1, taken for missing", rows)
+
+    def _all_names(self, events):
+        """Names of the columns of the first file of events and of each side table."""
+        return [
+            name
+            for files in (events, *events.join)
+            for name in tables.column_names(
+                tables.find_files(self.raw_dir, files.files)[0], files.format
+            )
+        ]
 
     def _value(self, feature, loaded):
         """SQL of a feature's raw value, where the schema's missing value replaces NULL."""
@@ -225,7 +287,7 @@ class LogBuilder(requests.RequestBuilder):
     def _sort(self, database, loaded, computed):
         """Makes the tables for `impressions.Encoder`, with users numbered 1, 2, .. in order."""
         users = " UNION ".join(
-            f"SELECT {tables.quoted(getattr(self._spec, name).user)} AS id FROM {name}"
+            f"SELECT {tables.column(getattr(self._spec, name).user)} AS id FROM {name}"
             for name in loaded
         )
         database.execute(
@@ -235,20 +297,20 @@ class LogBuilder(requests.RequestBuilder):
         )
         for name, (from_, _, unit) in loaded.items():
             events = getattr(self._spec, name)
-            order = [f"e.{tables.quoted(events.time)}", "e.rowid"]
+            order = [f"e.{tables.column(events.time)}", "e.rowid"]
             if events.request:
                 together = self._together(events)
                 order = [*(f"min({value}) OVER {together}" for value in order), *order]
-            values = {"user": "u.number", "time": f"{order[0]} * {unit}"}
+            values = {"user": "u.number", "time": f"{order[0]} * {logs_spec.TIME_UNITS[unit]}"}
             if name == "impressions":
-                values |= {"row": "e.rowid", "label": f"e.{tables.quoted(events.label)}"}
+                values |= {"row": "e.rowid", "label": f"e.{tables.column(events.label)}"}
             for feature, column in self._features_of(name).items():
                 if feature not in computed:
                     values[f"f_{feature}"] = self._value(column, loaded[name])
             values = ", ".join(f"{sql} AS {tables.quoted(value)}" for value, sql in values.items())
             database.execute(
                 f"CREATE TABLE {name}_by_user AS SELECT {values} "
-                f"FROM {from_} JOIN users AS u ON e.{tables.quoted(events.user)} = u.id "
+                f"FROM {from_} JOIN users AS u ON e.{tables.column(events.user)} = u.id "
                 f"ORDER BY u.number, {', '.join(order)}",
                 f"Sorting {name}",
             )
@@ -257,9 +319,22 @@ class LogBuilder(requests.RequestBuilder):
     def _together(self, events):
         """SQL of the window over the impressions of one request, or over one without a request."""
         kind = self._column_types("impressions").get(events.request, "VARCHAR")
-        missing, request = tables.MISSING[kind], f"e.{tables.quoted(events.request)}"
+        missing, request = tables.MISSING[kind], f"e.{tables.column(events.request)}"
         alone = f"CASE WHEN coalesce({request}, {missing}) = {missing} THEN e.rowid END"
-        return f"(PARTITION BY e.{tables.quoted(events.user)}, {request}, {alone})"
+        return f"(PARTITION BY e.{tables.column(events.user)}, {request}, {alone})"
+
+    def _check(self, database, computed):
+        """Reports the times of the tables and what they have in common."""
+        log_checks.report_times(database, self.report, self._spec)
+        shared = {}
+        for candidate, column in self._features_of("impressions").items():
+            table = self._spec.tables[column.table]
+            for history, other in self._features_of("behaviors").items():
+                same = column.group == "candidate" and other.group == "history"
+                if same and other.table == column.table and history not in computed:
+                    missing = tables.MISSING[tables.SQL_TYPES[table.dtype]]
+                    shared[candidate, column.column] = history, other.column, missing
+        log_checks.report_meeting(database, self.report, self._spec, shared)
 
     # Encoding
 
@@ -296,6 +371,11 @@ class LogBuilder(requests.RequestBuilder):
         return vocabularies.Vocabulary.from_counts(
             name, table.dtype, values, counts, tiers=table.tiers, seen=total
         )
+
+
+def _names(path, format_):
+    names = tables.column_names(path, format_)
+    return {*names, *(name.strip() for name in names)}
 
 
 class Logs(LogBuilder):

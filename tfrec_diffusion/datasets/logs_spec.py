@@ -9,7 +9,7 @@ import pathlib
 import typing
 
 from tfrec_diffusion import schema
-from tfrec_diffusion.datasets import vocabularies
+from tfrec_diffusion.datasets import csv_files, sql_values, vocabularies
 
 # The units that a column of times may have, in nanoseconds.
 TIME_UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
@@ -24,10 +24,19 @@ class Join:
     Args:
         files: str. Glob pattern below `raw_dir`.
         on: str. Name of that column. Of several rows with the same value, the first is used.
+        delimiter: str. As in `Events`. Defaults to `","`.
+        quote: str. As in `Events`. Defaults to `'"'`.
     """
 
     files: str
     on: str
+    delimiter: str = csv_files.COMMAS.delimiter
+    quote: str = csv_files.COMMAS.quote
+
+    @property
+    def format(self):
+        """`csv_files.Format` of the CSV files."""
+        return csv_files.Format(self.delimiter, self.quote)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +44,16 @@ class Events:
     """The table of impressions or the table of behaviors.
 
     Args:
-        files: str. Glob pattern below `raw_dir` of `.csv` files (with a header line), `.csv.gz` or
-            `.parquet` files.
+        files: str. Glob pattern below `raw_dir`, or of absolute paths: CSV files with a header
+            line, plain or `.gz`, `.bz2` or `.zst`, and `.parquet` files. Each file's columns are
+            found by their names.
         user: str. Column of the user's id.
-        time: str. Column of integer times since 1970 UTC or, in Parquet, of TIMESTAMPs, which are
-            in UTC if they have no time zone.
-        time_unit: str. Unit of the times, one of `TIME_UNITS`. A TIMESTAMP has its own unit.
-        label: str. Column of 0 and 1 or, in Parquet, of BOOLEANs. Impressions must have it.
-            Defaults to `""`.
+        time: str. Column of integer times since 1970 UTC; or, in CSV, of times in ISO 8601, which
+            are in the spec's time zone if they have no offset from UTC; or, in Parquet, of
+            TIMESTAMPs, which are in UTC if they have no time zone.
+        time_unit: str. Unit of the integer times, one of `TIME_UNITS`. Others have their own unit.
+        label: str. Column of 0 and 1, or of `true` and `false`. Impressions must have it. Defaults
+            to `""`.
         request: str. Column that says which impressions were shown together, such as the id of a
             request, a page or a session; for impressions only. All impressions of one user with the
             same value count as shown at the time of the first of them, so that they share one
@@ -52,6 +63,9 @@ class Events:
             other values are left out. Defaults to `{}`.
         join: tuple of `Join`s. Side tables. A feature's column is looked up in `files` and then in
             these, in their order. Defaults to `()`.
+        delimiter: str. The character between the fields of CSV files. Defaults to `","`.
+        quote: str. The character around a field of CSV files that holds a delimiter or a line
+            break; if empty, there is none. Defaults to `'"'`.
     """
 
     files: str
@@ -62,6 +76,13 @@ class Events:
     request: str = ""
     keep: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     join: tuple[Join, ...] = ()
+    delimiter: str = csv_files.COMMAS.delimiter
+    quote: str = csv_files.COMMAS.quote
+
+    @property
+    def format(self):
+        """`csv_files.Format` of the CSV files."""
+        return csv_files.Format(self.delimiter, self.quote)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +163,10 @@ class Spec:
         splits: `Splits`. The times that separate the splits.
         tables: dict of `Table` by name. The tables that the features name.
         features: dict of `Feature` by name. The features in the schema's order.
-        time_zone_hours: float. Offset from UTC of the times in `splits`, such as 5.5. Defaults to
-            `0`.
+        time_zone_hours: float. Offset from UTC of the times in `splits`, and of times in ISO 8601
+            in CSV files, that have none themselves; such as 5.5. Defaults to `0`.
+        null: tuple of str. Texts that are missing values, beside the empty text, unless `keep`
+            names them. Defaults to `sql_values.NULLS`.
         comment: str. A note for the reader. Defaults to `""`.
 
     Raises:
@@ -157,11 +180,15 @@ class Spec:
     features: dict[str, Feature]
     time_zone_hours: float = 0
     comment: str = ""
+    null: tuple[str, ...] = sql_values.NULLS
 
     def __post_init__(self):
         for where, events in (("impressions", self.impressions), ("behaviors", self.behaviors)):
             if events.time_unit not in TIME_UNITS:
                 raise _Wrong(f"{where}.time_unit", f"one of {list(TIME_UNITS)}", events.time_unit)
+            _check_format(where, events)
+            for i, join in enumerate(events.join):
+                _check_format(f"{where}.join[{i}]", join)
         if not self.impressions.label:
             raise _Wrong("impressions.label", "the name of a column", "nothing")
         if self.behaviors.request:
@@ -250,10 +277,12 @@ class Spec:
     def digest(self):
         """str of hexadecimal digits that change with the content, but not with the comment."""
         content = dataclasses.asdict(dataclasses.replace(self, comment=""))
+        # A spec without these keys has the digits that it had before there were the keys.
+        _remove(content, null=sql_values.NULLS)
         for events in (content["impressions"], content["behaviors"]):
-            # A spec without this key has the digits that it had before there was the key.
-            if not events["request"]:
-                del events["request"]
+            _remove(events, request="")
+            for files in (events, *events["join"]):
+                _remove(files, **csv_files.COMMAS._asdict())
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def _nanoseconds(self, name):
@@ -266,6 +295,22 @@ class Spec:
             hours = datetime.timedelta(hours=self.time_zone_hours)
             time = time.replace(tzinfo=datetime.timezone(hours))
         return round(time.timestamp()) * TIME_UNITS["s"]
+
+
+def _check_format(key, files):
+    for name, character in files.format._asdict().items():
+        allowed = character.isascii() and len(character) == 1 and character not in "\r\n"
+        if not allowed and (name, character) != ("quote", ""):
+            raise _Wrong(f"{key}.{name}", "one ASCII character", character)
+    if files.delimiter == files.quote:
+        raise _Wrong(f"{key}.quote", "another character than the delimiter", files.quote)
+
+
+def _remove(content, **defaults):
+    """Removes entries that have their defaults."""
+    for name, default in defaults.items():
+        if content[name] == default:
+            del content[name]
 
 
 class _Wrong(ValueError):

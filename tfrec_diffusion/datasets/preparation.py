@@ -17,8 +17,8 @@ class Preparation(NamedTuple):
             in a log is one impression. `"request"`: consecutive requests that differ only in their
             candidates and labels, as the candidates of one page do, become one record. Defaults to
             `"impression"`.
-        max_bad_rows: float. Largest share of bad rows, in [0, 1], in any file or table; more is an
-            error. Defaults to `0.01`.
+        max_bad_rows: float. Largest share of bad rows, in [0, 1], in any file or table, where those
+            of CSV files are lines; more is an error. Defaults to `0.01`.
         workers: int. Number of processes on this machine that encode requests. Defaults to `1`,
             which is this process alone.
         beam_options: list of str or `None`. Pipeline options of Apache Beam, such as
@@ -113,6 +113,10 @@ def _check_options(path, options):
         )
 
 
+# What `describe` has lines of its own for, or leaves to the command.
+_DESCRIBED = ("options", "sources", "splits", "times", "histories", "meeting", "warnings")
+
+
 def describe(report):
     """Describes a preparation: rows of each raw file, requests of each split, the data set's notes.
 
@@ -134,6 +138,23 @@ def describe(report):
             f"{split:36}{counts['requests']:12,}{counts['candidates']:12,}"
             f"{counts['label_rate']:12.4f}"
         )
+    if "times" in report:
+        yield f"\n{'':36}{'first time':>26}{'last time':>26}"
+        for name, times in report["times"].items():
+            yield f"{name:36}{times['first']:>26}{times['last']:>26}"
+    if "histories" in report:
+        counts = report["histories"]
+        share = counts["with_history"] / max(1, counts["impressions"])
+        yield (
+            f"\n{counts['with_history']:,} of {counts['impressions']:,} impressions ({share:.1%}) "
+            f"have a history; there are {counts['behaviors']:,} behaviors"
+        )
+        yield f"\n{'':36}{'impressions':>12}{'among behaviors':>20}"
+        for name, counts in report["meeting"].items():
+            share = counts["among_behaviors"] / max(1, counts["impressions"])
+            yield (
+                f"{name:36}{counts['impressions']:12,}{counts['among_behaviors']:12,}{share:8.1%}"
+            )
     for name, value in report.items():
-        if name not in ("options", "sources", "splits"):
+        if name not in _DESCRIBED:
             yield f"\n{name}: {json.dumps(value)}"

@@ -21,7 +21,9 @@ class Split(NamedTuple):
             pickled. A request is a dict by name: integers for user and context features and for
             `group_id`, which is one number per user; int32 arrays for candidate, history and
             behavior features, the newest of at most `history_length` behaviors last; a float32
-            array for `label`; and an integer for `DAY` where that is known.
+            array for `label`; and an integer for `DAY` where that is known. Features of several
+            values, numbers and vectors have arrays of the schema's `entry_shape` and `input_dtype`
+            in the place of integers, also those of user and context.
         parts: list. What `encode` is called with, in this order.
     """
 
@@ -40,7 +42,17 @@ class RecordEncoder:
     def __init__(self, schema, group_by):
         self._schema = schema
         self._grouped = group_by == "request"
-        self._scalars = (schema_lib.GROUP_ID, *(f.name for f in schema.group("user", "context")))
+        of_request = schema.group("user", "context")
+        self._shared = (schema_lib.GROUP_ID, *(f.name for f in of_request))
+        self._scalars = (
+            schema_lib.GROUP_ID,
+            *(f.name for f in of_request if schema.is_scalar(f)),
+        )
+        self._arrays = tuple(f.name for f in of_request if not schema.is_scalar(f))
+        self._entries = {
+            f.name: (schema.entry_shape(f), np.dtype(schema.input_dtype(f)).newbyteorder("<"))
+            for f in schema.features
+        }
         self._candidates = tuple(f.name for f in schema.group("candidate"))
         self._history = tuple(f.name for f in schema.group("history", "behavior"))
 
@@ -84,9 +96,10 @@ class RecordEncoder:
             yield first_key, self._join(joined)
 
     def _alike(self, one, other):
-        names = (*self._scalars, *self._history)
+        names = (*self._shared, *self._history)
         return one.get(DAY) == other.get(DAY) and all(
-            np.array_equal(one[name], other[name]) for name in names
+            np.array_equal(one[name], other[name], equal_nan=self._has_floats(name))
+            for name in names
         )
 
     def _join(self, requests):
@@ -103,8 +116,10 @@ class RecordEncoder:
         for name in self._scalars:
             entries[name].int64_list.value.append(int(request[name]))
         entries[schema_lib.LABEL].bytes_list.value.append(labels.tobytes())
+        for name in self._arrays:
+            self._add(entries, name, request[name])
         for name in self._candidates:
-            _add_rows(entries, name, request[name], labels.size)
+            self._add(entries, name, request[name], labels.size)
         length = len(request[self._history[0]])
         if length > self._schema.history_length:
             raise ValueError(
@@ -112,12 +127,16 @@ class RecordEncoder:
                 f"Received: {length}"
             )
         for name in self._history:
-            _add_rows(entries, name, request[name], length)
+            self._add(entries, name, request[name], length)
         return record.SerializeToString(deterministic=True)
 
+    def _has_floats(self, name):
+        return name in self._entries and self._entries[name][1].kind == "f"
 
-def _add_rows(entries, name, rows, length):
-    rows = np.asarray(rows, "<i4")
-    if rows.shape != (length,):
-        raise ValueError(f"{name!r} must have {length} entries. Received: shape {rows.shape}")
-    entries[name].bytes_list.value.append(rows.tobytes())
+    def _add(self, entries, name, values, *length):
+        entry, dtype = self._entries[name]
+        values = np.asarray(values, dtype)
+        if values.shape != (*length, *entry):
+            what = f"{length[0]} entries" if length and not entry else f"shape {(*length, *entry)}"
+            raise ValueError(f"{name!r} must have {what}. Received: shape {values.shape}")
+        entries[name].bytes_list.value.append(values.tobytes())

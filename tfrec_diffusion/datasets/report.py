@@ -8,6 +8,9 @@ import json
 class Report:
     """Counts the rows that are read and dropped, by source: a raw file or a table.
 
+    A record of several lines of a CSV file counts as that many rows, so that the numbers are those
+    of its lines.
+
     Args:
         max_bad_rows: float. As in `preparation.Preparation`.
     """
@@ -21,6 +24,7 @@ class Report:
         self._read = collections.Counter()
         self._dropped = {}
         self._notes = {}
+        self._warnings = []
 
     def read(self, source, rows=1):
         """Counts rows of a source as read, also those that are dropped later.
@@ -71,19 +75,28 @@ class Report:
         """
         self._notes[name] = value
 
+    def warn(self, text):
+        """Adds something that is most likely wrong, which `prepare` prints on stderr.
+
+        Args:
+            text: str. What was found, in one sentence.
+        """
+        self._warnings.append(text)
+
     def get_config(self):
         """The counts as JSON can hold them.
 
         Returns:
             dict with `"sources"`, which has for each source the rows read, kept, and dropped by
-            reason; and with the notes.
+            reason; with the notes; and with the list `"warnings"` if there are any.
         """
         sources = {}
         for source, rows in self._read.items():
             dropped = self._dropped.get(source, {})
             lost = sum(drop["rows"] for drop in dropped.values())
             sources[source] = {"read": int(rows), "kept": int(rows) - lost, "dropped": dropped}
-        return {"sources": sources, **self._notes}
+        warnings = {"warnings": self._warnings} if self._warnings else {}
+        return {"sources": sources, **self._notes, **warnings}
 
     def __str__(self):
         return f"read and dropped: {json.dumps(self.get_config()['sources'])}"

@@ -15,7 +15,7 @@ from tensorflow_datasets.core import writer as tfds_writer
 
 from tfrec_diffusion import files
 from tfrec_diffusion import schema as schema_lib
-from tfrec_diffusion.datasets import workers
+from tfrec_diffusion.datasets import text_files, workers
 from tfrec_diffusion.datasets.preparation import Preparation
 from tfrec_diffusion.datasets.records import RecordEncoder
 from tfrec_diffusion.datasets.report import Report, split_report
@@ -61,12 +61,14 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             `<data_dir>/<name>/<config>/<version>`. Defaults to `None`.
 
     Raises:
-        ValueError: If `raw_dir` is `None`.
+        ValueError: If `raw_dir` is `None`, or a directory is not on a disk of this machine.
     """
 
     def __init__(self, *, raw_dir, data_dir, config=None):
         if raw_dir is None:
             raise ValueError("`raw_dir` must be the directory of the raw files. Received: None")
+        for name, path in (("`raw_dir`", raw_dir), ("`data_dir`", data_dir)):
+            text_files.check_is_local(name, path)
         self.raw_dir = pathlib.Path(raw_dir)
         self._preparation = Preparation()
         self.report = Report(self._preparation.max_bad_rows)
@@ -80,6 +82,11 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """dict of the options by name, as `report.json` records them."""
         names = inspect.signature(type(self)).parameters.keys() - {"raw_dir", "data_dir"}
         return {name: getattr(self, name) for name in sorted(names)}
+
+    @property
+    def numeric_tables(self):
+        """Collection of str. Names of tables whose values are numbers that are not looked up."""
+        return ()
 
     @property
     def scratch(self):
@@ -177,7 +184,12 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self):
         features = {schema_lib.GROUP_ID: np.int64, schema_lib.LABEL: _list_of(np.float32)}
         for feature in self.features:
-            features[feature.name] = np.int64 if _is_scalar(feature) else _list_of(np.int32)
+            numeric = feature.table in self.numeric_tables
+            features[feature.name] = (
+                np.int64
+                if feature.group in ("user", "context") and feature.values == 1 and not numeric
+                else _list_of(np.float32 if numeric else np.int32)
+            )
         return tfds.core.DatasetInfo(
             builder=self, features=tfds.features.FeaturesDict(features), homepage=None
         )
@@ -274,10 +286,6 @@ class _Serialized:
 
     def serialize_example(self, example):
         return example
-
-
-def _is_scalar(feature):
-    return feature.group in ("user", "context")
 
 
 def _list_of(dtype):

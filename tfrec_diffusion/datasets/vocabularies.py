@@ -244,6 +244,86 @@ class Boundaries:
         """
 
 
+class Numbers:
+    """Leaves numbers as they are: a model embeds them by their values.
+
+    Args:
+        name: str. Name of the table.
+        mean: float. As in `schema.Table`. Defaults to `0.0`.
+        deviation: float. As in `schema.Table`. Defaults to `1.0`.
+        width: int. As in `schema.Table`. Defaults to `0`.
+    """
+
+    dtype = "float32"
+
+    def __init__(self, name, mean=0.0, deviation=1.0, width=0):
+        self.name = name
+        self.mean = mean
+        self.deviation = deviation
+        self.width = width
+
+    @classmethod
+    def from_counts(cls, name, values, counts):
+        """With the mean and the standard deviation of what training has seen.
+
+        Args:
+            name: str. Name of the table.
+            values: float array of shape (n,). Distinct raw values; NaN is missing, and what is not
+                finite does not count.
+            counts: int array of shape (n,). How often training has seen each.
+
+        Returns:
+            `Numbers`.
+        """
+        values, counts = np.asarray(values, np.float64), np.asarray(counts, np.int64)
+        values, counts = values[np.isfinite(values)], counts[np.isfinite(values)]
+        if not counts.sum():
+            return cls(name)
+        mean = np.average(values, weights=counts)
+        deviation = np.sqrt(np.average((values - mean) ** 2, weights=counts))
+        return cls(name, float(mean), float(deviation) or 1.0)
+
+    def encode(self, values):
+        """Numbers as float32.
+
+        Args:
+            values: float array of any shape. NaN is missing.
+
+        Returns:
+            float32 array of the same shape, in which what is not finite is NaN.
+        """
+        values = np.asarray(values, np.float32)
+        return np.where(np.isfinite(values), values, np.float32("nan"))
+
+    def table(self, dim=8):
+        """Describes these numbers in a schema.
+
+        Args:
+            dim: int. Width of an embedding. Defaults to `8`.
+
+        Returns:
+            `schema.Table`.
+        """
+        kind = "vector" if self.width else "number"
+        return schema.Table(
+            self.name,
+            kind,
+            self.dtype,
+            schema.FIRST_INDEX,
+            dim,
+            width=self.width,
+            mean=self.mean,
+            deviation=self.deviation,
+        )
+
+    def save(self, directory):
+        """Writes nothing, because the schema holds everything.
+
+        Args:
+            directory: str or `pathlib.Path`. As in `Vocabulary`.
+        """
+
+
 def has_line_break(values):
     """Tells the texts that cannot be one line of a file.
 

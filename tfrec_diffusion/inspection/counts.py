@@ -70,7 +70,8 @@ class Counts:
         self.sizes = np.zeros(1, np.int64)
         self.places, self.missing, self.unknown = (collections.Counter() for _ in range(3))
         rows = {feature.name: schema.table(feature.table).rows for feature in schema.features}
-        by_row = (schema.candidate_key, *(f.name for f in schema.group("context")))
+        context = [f.name for f in schema.group("context") if schema.is_scalar(f)]
+        by_row = (schema.candidate_key, *context)
         self.shown = {name: np.zeros(rows[name], np.int64) for name in by_row}
         self.clicked = {name: np.zeros(rows[name]) for name in by_row}
         self.behaviors = np.zeros(rows[schema.history_key], np.int64)
@@ -82,7 +83,7 @@ class Counts:
         """Counts a batch.
 
         Args:
-            features: dict by name of int arrays, as `Schema.keras_inputs`.
+            features: dict by name of arrays, as `Schema.keras_inputs`.
             label: float array of shape (batch, candidates).
             weight: float array of shape (batch, candidates). 0 where a candidate is padding.
             group_id: int array of shape (batch,).
@@ -102,10 +103,20 @@ class Counts:
                 rows = rows[real]
             elif feature.group in ("history", "behavior"):
                 rows = rows[past]
+            if schema.table(feature.table).is_numeric:
+                # A vector counts once, and is missing if any of its numbers is.
+                missing = np.isnan(rows).reshape(len(rows), -1).any(axis=1)
+                self.places[feature.name] += len(rows)
+                self.missing[feature.name] += np.count_nonzero(missing)
+                continue
+            if feature.values > 1:
+                # Padding behind an entry's values is no place; an entry without any is one.
+                empty = np.count_nonzero(~rows.any(axis=-1))
+                rows = np.append(rows[rows != PADDING], np.full(empty, PADDING))
             self.places[feature.name] += rows.size
             self.missing[feature.name] += np.count_nonzero(rows == PADDING)
             self.unknown[feature.name] += np.count_nonzero(rows == OUT_OF_VOCABULARY)
-            if feature.group == "context":
+            if feature.name in self.shown and feature.group == "context":
                 np.add.at(self.shown[feature.name], rows, candidates)
                 np.add.at(self.clicked[feature.name], rows, clicks)
         key = schema.candidate_key
@@ -128,6 +139,7 @@ def count(data, split):
     counts = Counts(data.schema, sum(os.path.getsize(shard.path) for shard in data.shards(split)))
     batches = data.batches(split, _BATCH, with_group_id=True).as_numpy_iterator()
     bar = {"desc": f"Reading {split}", "unit": " batches", "leave": False, "mininterval": 1.0}
-    for batch in tfds.core.utils.tqdm(batches, total=data.num_batches(split, _BATCH), **bar):
-        counts.add(*batch)
+    with data.naming_damage(split):
+        for batch in tfds.core.utils.tqdm(batches, total=data.num_batches(split, _BATCH), **bar):
+            counts.add(*batch)
     return counts

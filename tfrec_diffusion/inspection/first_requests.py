@@ -25,23 +25,30 @@ def first_requests(data, split, number):
     if not number:
         return
     schema = data.schema
-    batch = next(data.batches(split, number, with_group_id=True).as_numpy_iterator())
+    with data.naming_damage(split):
+        batch = next(data.batches(split, number, with_group_id=True).as_numpy_iterator())
     features, label, weight, group_id = batch
     wanted = collections.defaultdict(set)
     for feature in schema.features:
-        wanted[feature.table].update(np.unique(features[feature.name]).tolist())
+        if not schema.table(feature.table).is_numeric:
+            wanted[feature.table].update(np.unique(features[feature.name]).tolist())
     texts = {table: raw_values.decode(schema, table, rows) for table, rows in wanted.items()}
 
+    def text(feature, entry):
+        if feature.values > 1:
+            return "|".join(texts[feature.table][row] for row in entry.tolist() if row != PADDING)
+        if schema.table(feature.table).is_numeric:
+            return raw_values.number(entry)
+        return texts[feature.table][int(entry)]
+
     def column(feature, i, kept=...):
-        return [texts[feature.table][row] for row in features[feature.name][i][kept].tolist()]
+        return [text(feature, entry) for entry in features[feature.name][i][kept]]
 
     for i in range(number):
         real, past = weight[i] > 0, features[schema.history_key][i] != PADDING
         lines = [f"{split}, request {i + 1}, group id {group_id[i]}"]
         for group in ("user", "context"):
-            named = [
-                f"{f.name}={texts[f.table][int(features[f.name][i])]}" for f in schema.group(group)
-            ]
+            named = [f"{f.name}={text(f, features[f.name][i])}" for f in schema.group(group)]
             lines += [f"  {group}: {'  '.join(named)}"] if named else []
         lines.append(f"  candidates: {real.sum()}, clicked: {label[i][real].sum():g}")
         columns = {"label": [f"{value:g}" for value in label[i][real]]}

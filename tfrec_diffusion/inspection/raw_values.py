@@ -5,6 +5,7 @@ as their buckets, which is all that is left of the values.
 """
 
 import itertools
+import math
 
 from tfrec_diffusion.schema import FIRST_INDEX, OUT_OF_VOCABULARY, PADDING
 
@@ -39,6 +40,22 @@ def decode(schema, table, rows):
     if lost:
         raise ValueError(f"{path} must have {table.rows - FIRST_INDEX} lines: no row {min(lost)}")
     return texts
+
+
+def number(entry):
+    """A number or a vector as text.
+
+    Args:
+        entry: float array of shape () or (width,). NaN is missing.
+
+    Returns:
+        str. Of a vector, the first three numbers.
+    """
+    numbers = entry.ravel().tolist()
+    if any(math.isnan(x) for x in numbers):
+        return "<missing>"
+    shown = ", ".join(f"{x:.6g}" for x in numbers[:3])
+    return shown if entry.ndim == 0 else f"[{shown}{', ...' if len(numbers) > 3 else ''}]"
 
 
 def _intervals(boundaries):

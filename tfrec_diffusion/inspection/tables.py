@@ -122,7 +122,7 @@ def context_tables(schema, counts):
     Yields:
         str. A table.
     """
-    for feature in schema.group("context"):
+    for feature in filter(schema.is_scalar, schema.group("context")):
         table = schema.table(feature.table)
         total = sum(c.shown[feature.name] for c in counts.values())
         order = np.argsort(-total, kind="stable")[:_MOST_VALUES]

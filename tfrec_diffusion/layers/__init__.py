@@ -17,7 +17,7 @@ from tfrec_diffusion.layers.cross_features import (
     LogSize,
 )
 from tfrec_diffusion.layers.dice import Dice
-from tfrec_diffusion.layers.embedding import TableEmbedding
+from tfrec_diffusion.layers.embedding import MeanOfValues, NumberEmbedding, TableEmbedding
 from tfrec_diffusion.layers.encoder import BehaviorEncoder, LongTermEncoder
 from tfrec_diffusion.layers.evidence import ChannelEvidence
 from tfrec_diffusion.layers.hashing import HammingSearch, HashBucketPooling
@@ -74,9 +74,11 @@ __all__ = [
     "LongTermEncoder",
     "MaskedMean",
     "MeanAggregation",
+    "MeanOfValues",
     "MultiInterestExtractor",
     "Newest",
     "NextBehaviorLoss",
+    "NumberEmbedding",
     "OrthogonalChannels",
     "QueryScores",
     "SameCategory",

@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfrec_diffusion.layers.arguments import check_positive_integers
-from tfrec_diffusion.layers.embedding import TableEmbedding
+from tfrec_diffusion.layers.embedding import NumberEmbedding, TableEmbedding
 from tfrec_diffusion.schema import FIRST_INDEX
 
 
@@ -15,13 +15,15 @@ class BehaviorFeatureEmbedding(keras.layers.Layer):
     """Embeds the features of behaviors with one table each and concatenates the embeddings.
 
     Args:
-        rows: dict of str to int. Number of rows of each feature's table, in the order of the
-            output.
+        rows: dict of str to int or dict. Number of rows of each feature's table, in the order of
+            the output; of a number that is not looked up, the arguments `mean` and `deviation` of
+            `NumberEmbedding`.
         dim: int. Width of each embedding. Defaults to `8`.
         stddev: float. Standard deviation of the initial embeddings. Defaults to `0.01`.
 
     Call arguments:
-        features: dict of str to int tensor of shape (..., k). Rows of the tables; 0 is padding.
+        features: dict of str to int or float tensor of shape (..., k). Rows of the tables, 0 is
+            padding; or numbers.
 
     Returns:
         float tensor of shape (..., k, dim * number of features).
@@ -33,10 +35,13 @@ class BehaviorFeatureEmbedding(keras.layers.Layer):
         self.rows = dict(rows)
         self.dim = dim
         self.stddev = stddev
-        self.tables = {
-            name: TableEmbedding(count, dim, stddev, dtype=self.dtype_policy, name=name)
-            for name, count in self.rows.items()
-        }
+        self.tables = {name: self._make_table(name) for name in self.rows}
+
+    def _make_table(self, name):
+        rows, common = self.rows[name], {"dtype": self.dtype_policy, "name": name}
+        if isinstance(rows, dict):
+            return NumberEmbedding(self.dim, stddev=self.stddev, **rows, **common)
+        return TableEmbedding(rows, self.dim, self.stddev, **common)
 
     def build(self, input_shape=None):
         for table in self.tables.values():

@@ -114,6 +114,85 @@ class TableEmbedding(keras.layers.Layer):
         return keras.KerasTensor((*indices.shape, self.dim), self.compute_dtype)
 
 
+@keras.saving.register_keras_serializable(package="tfrec_diffusion")
+class NumberEmbedding(keras.layers.Layer):
+    """Embeds numbers that are not looked up: ((x - mean) / deviation) W + b.
+
+    What is missing has a learned embedding of its own. After the division, numbers beyond +-10
+    count as +-10, so that one wild value does not undo a model.
+
+    Args:
+        dim: int. Width of an embedding.
+        width: int. How many numbers a value has, of which the last axis consists; 0 if a value is
+            one number. Defaults to `0`.
+        mean: float. Is subtracted from numbers. Defaults to `0.0`.
+        deviation: float. Numbers are divided by it. Defaults to `1.0`.
+        stddev: float. Standard deviation of the initial W and of the embedding of what is missing.
+            Defaults to `0.01`.
+
+    Call arguments:
+        numbers: float tensor of shape (...), or (..., width). NaN, in any of the `width`, is
+            missing.
+
+    Returns:
+        float tensor of shape (..., dim).
+    """
+
+    def __init__(self, dim, width=0, mean=0.0, deviation=1.0, stddev=0.01, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.dim = dim
+        self.width = width
+        self.mean = mean
+        self.deviation = deviation
+        self.stddev = stddev
+
+    def build(self, input_shape=None):
+        def add_normal(name, *shape):
+            normal = keras.initializers.RandomNormal(stddev=self.stddev)
+            return self.add_weight(name=name, shape=shape, initializer=normal)
+
+        self.kernel = add_normal("kernel", self.width or 1, self.dim)
+        self.bias = self.add_weight(name="bias", shape=(self.dim,), initializer="zeros")
+        self.missing = add_normal("missing", self.dim)
+
+    def call(self, numbers):
+        x = ops.cast(numbers, "float32")
+        x = x if self.width else x[..., None]
+        missing = ops.any(ops.isnan(x), axis=-1, keepdims=True)
+        x = ops.where(missing, 0.0, (x - self.mean) / self.deviation)
+        embedded = ops.matmul(ops.clip(x, -10.0, 10.0), self.kernel) + self.bias
+        return ops.cast(ops.where(missing, self.missing, embedded), self.compute_dtype)
+
+    def compute_output_spec(self, numbers):
+        shape = numbers.shape[:-1] if self.width else numbers.shape
+        return keras.KerasTensor((*shape, self.dim), self.compute_dtype)
+
+
+@keras.saving.register_keras_serializable(package="tfrec_diffusion")
+class MeanOfValues(keras.layers.Layer):
+    """Mean of the embeddings of an entry's values, such as the tags of an item.
+
+    It is computed in the dtype of the embeddings.
+
+    Call arguments:
+        embedded: float tensor of shape (..., values, dim). Zeros where a value is padding.
+        rows: int tensor of shape (..., values). 0 is padding.
+
+    Returns:
+        float tensor of shape (..., dim). Zeros without values.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+
+    def call(self, embedded, rows):
+        count = ops.sum(ops.cast(ops.not_equal(rows, 0), embedded.dtype), axis=-1, keepdims=True)
+        return ops.sum(embedded, axis=-2) / ops.maximum(count, 1.0)
+
+    def compute_output_spec(self, embedded, rows):
+        return keras.KerasTensor((*embedded.shape[:-2], embedded.shape[-1]), embedded.dtype)
+
+
 @tf.custom_gradient
 def _repeat(rows, positions):
     """Gathers rows; the gradients of equal positions are summed before they are sent."""

@@ -161,23 +161,28 @@ class BehaviorRows(keras.layers.Layer):
     """Gathers the features of behaviors at some positions of the history.
 
     Call arguments:
-        rows: dict of str to int tensor of shape (batch, length). Features of the history.
+        rows: dict of str to int or float tensor of shape (batch, length) or (batch, length,
+            values). Features of the history.
         positions: int tensor of shape (batch, k) or (batch, candidates, k).
         real: bool tensor of the shape of `positions`, True = real.
 
     Returns:
-        dict of str to int tensor of the shape of `positions`. 0 where not real.
+        dict of str to tensor of the shape of `positions`, with an axis of values where there was
+        one. 0 where not real.
     """
 
     def call(self, rows, positions, real):
-        return {
-            name: tf.where(real, tf.gather(value, positions, batch_dims=1), 0)
-            for name, value in rows.items()
-        }
+        def gathered(value):
+            of_entry = real[..., None] if len(value.shape) > 2 else real
+            zero = tf.zeros((), value.dtype)
+            return tf.where(of_entry, tf.gather(value, positions, batch_dims=1), zero)
+
+        return {name: gathered(value) for name, value in rows.items()}
 
     def compute_output_spec(self, rows, positions, real):
         return {
-            name: keras.KerasTensor(positions.shape, value.dtype) for name, value in rows.items()
+            name: keras.KerasTensor((*positions.shape, *value.shape[2:]), value.dtype)
+            for name, value in rows.items()
         }
 
 

@@ -1,15 +1,18 @@
-"""What all ranking models share: the tower over a request, and a fast `fit`."""
+"""What all ranking models share: the tower over a request, and Keras's `fit` and its kind."""
 
+import contextlib
 import functools
 import inspect
 import types
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from tfrec_diffusion.layers.embedding import TableEmbedding
+from tfrec_diffusion.layers.embedding import NumberEmbedding, TableEmbedding
 from tfrec_diffusion.layers.mlp import MLP
 from tfrec_diffusion.models.request import Request, as_schema
+from tfrec_diffusion.schema import PADDING
 
 
 class RankingModel(keras.Model):
@@ -24,6 +27,20 @@ class RankingModel(keras.Model):
     forward and the backward pass with XLA, and leaves the optimizer's update outside: XLA would
     copy whole embedding tables, and its static shapes do not allow an update of only those rows
     that a batch holds.
+
+    `fit`, `evaluate` and `predict` are those of a binary classifier whose samples are the real
+    candidates:
+
+    - Padded candidates count in no loss and no metric, with or without `sample_weight`. A weight
+      may be given for each request, with the shape (batch,), or for each candidate.
+    - `metrics` and `weighted_metrics` see one row for each real candidate of a batch: labels and
+      probabilities of shape (candidates, 1). `"accuracy"` is that of two classes.
+    - Keras's own losses, such as `"binary_crossentropy"`, are computed for each candidate. Other
+      losses, such as `LogLoss`, see labels and probabilities of shape (batch, candidates), and
+      weights that are 0 for padding.
+    - `class_weight` multiplies the weights of candidates by that of their label.
+    - `predict` returns an array of shape (requests, candidates) with the most candidates of any
+      request, and NaN in the place of those that a request does not have.
 
     Where replicas share a batch, the click loss is the mean over all real candidates of the batch,
     however they are spread over the replicas. Every other loss is a mean over a replica's rows,
@@ -45,10 +62,10 @@ class RankingModel(keras.Model):
         **kwargs: Arguments of `keras.Model`, such as `name`.
 
     Call arguments:
-        features: dict of int tensors by feature name, as of `Schema.keras_inputs`. User and
-            context features have the shape (batch,), candidate features (batch, candidates),
+        features: dict of int or float tensors by feature name, as of `Schema.keras_inputs`. User
+            and context features have the shape (batch,), candidate features (batch, candidates),
             history and behavior features (batch, length): oldest behavior first, padded with 0 on
-            the right.
+            the right. Entries of several numbers have a further axis.
 
     Returns:
         float32 tensor of shape (batch, candidates). Click probabilities.
@@ -58,13 +75,15 @@ class RankingModel(keras.Model):
             uses.
         has_user_state: bool. Whether most of the work depends on the user alone, so that it pays
             to keep what candidates need of it for the user's next requests.
-        tables: dict. The `TableEmbedding` of each of the schema's embedded tables, by name.
+        tables: dict. The `TableEmbedding` or `NumberEmbedding` of each of the schema's embedded
+            tables, by name.
         defaults_before: dict. Constructor arguments that files of older versions do not have, with
             the values that make the model what it was then.
     """
 
     behavior_features = ()
     has_user_state = False
+    _class_weight = None
     defaults_before = types.MappingProxyType({})
 
     def __init_subclass__(cls, **kwargs):
@@ -94,9 +113,7 @@ class RankingModel(keras.Model):
         schema = as_schema(schema)
         embedded = {feature.table for feature in schema.embedded_features}
         tables = {
-            table.name: TableEmbedding(
-                table.rows, table.dim, embedding_stddev, dtype=dtype, name=f"table.{table.name}"
-            )
+            table.name: _embedding(table, stddev=embedding_stddev, dtype=dtype)
             for table in schema.with_dim(embedding_dim).tables
             if table.name in embedded
         }
@@ -132,44 +149,161 @@ class RankingModel(keras.Model):
     def from_config(cls, config, custom_objects=None):
         return cls(**{**cls.defaults_before, **config})
 
+    # === Fit, evaluate and predict ===
+
+    def compile(self, optimizer="rmsprop", loss=None, *args, **kwargs):
+        """As `keras.Model.compile`.
+
+        Raises:
+            ValueError: If a loss or metric compares classes or candidates with each other, where
+                each candidate has one probability.
+        """
+        given = inspect.signature(super().compile).bind(optimizer, loss, *args, **kwargs).arguments
+        for name in ("loss", "metrics", "weighted_metrics"):
+            for identifier in keras.tree.flatten(given.get(name)):
+                _check_binary(name, identifier)
+        self._loss_is_keras = all(_is_of_keras(part) for part in keras.tree.flatten(loss))
+        super().compile(**given)
+
+    def compile_from_config(self, config):
+        # Keras does not call a `compile` of a subclass by itself.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        given = inspect.signature(super().fit).bind(*args, **kwargs).arguments
+        self._set_class_weight(given.pop("class_weight", None))
+        return super().fit(**given)
+
+    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
+        """As `keras.Model.train_on_batch`."""
+        self._set_class_weight(class_weight)
+        return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
+
+    @functools.wraps(keras.Model.predict)
+    def predict(self, *args, **kwargs):
+        return _in_one_array(**super().predict(*args, **kwargs))
+
+    def predict_on_batch(self, x):
+        """As `keras.Model.predict_on_batch`."""
+        return _in_one_array(**super().predict_on_batch(x))
+
+    def _set_class_weight(self, class_weight):
+        if class_weight is not None:
+            if not set(class_weight) <= {0, 1}:
+                raise ValueError(
+                    "`class_weight` must have the keys 0 and 1. "
+                    f"Received: class_weight={class_weight}"
+                )
+            class_weight = tuple(float(class_weight.get(label, 1.0)) for label in (0, 1))
+        if class_weight != self._class_weight:
+            self._class_weight = class_weight
+            self.train_function = None  # is traced with them
+
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Keras takes the mean of a batch over replicas, and fails where their parts are unequal.
         super()._maybe_symbolic_build(data_batch=(self.input, self.output, self.output))
 
     def make_train_function(self, force=False):
+        if force or self.train_function is None:
+            self._gradients = self._compiled(self._loss_and_gradients)
+        with self._outside_xla():
+            return super().make_train_function(force)
+
+    def make_test_function(self, force=False):
+        if force or self.test_function is None:
+            self._evaluated = self._compiled(self._loss_and_scores)
+        with self._outside_xla():
+            return super().make_test_function(force)
+
+    def _compiled(self, function):
+        if self.run_eagerly:
+            return function
+        return tf.function(function, reduce_retracing=True, jit_compile=self.jit_compile)
+
+    @contextlib.contextmanager
+    def _outside_xla(self):
+        """What is made meanwhile is not compiled as a whole."""
         jit_compile, self.jit_compile = self.jit_compile, False
         try:
-            if force or self.train_function is None:
-                self._gradients = self._loss_and_gradients
-                if not self.run_eagerly:
-                    self._gradients = tf.function(
-                        self._gradients, reduce_retracing=True, jit_compile=jit_compile
-                    )
-            return super().make_train_function(force)
+            yield
         finally:
             self.jit_compile = jit_compile
 
     def train_step(self, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        real = (
-            tf.cast(tf.size(y), "float32")
-            if sample_weight is None
-            else tf.reduce_sum(sample_weight)
-        )
-        y_pred, gradients = self._gradients(x, y, sample_weight, real, _share(real))
+        x, y, weight, samples = self._unpacked(data, self._class_weight)
+        y_pred, gradients = self._gradients(x, y, weight, samples, _share(samples))
         self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
-        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return self.compute_metrics(x, y, y_pred, sample_weight=weight)
 
-    def _loss_and_gradients(self, x, y, sample_weight, real, share):
+    def test_step(self, data):
+        x, y, weight, samples = self._unpacked(data)
+        loss, y_pred = self._evaluated(x, y, weight)
+        self._loss_tracker.update_state(loss, sample_weight=samples)
+        return self.compute_metrics(x, y, y_pred, sample_weight=weight)
+
+    def predict_step(self, data):
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        scores = tf.where(self._real(x), self(x, training=False), np.nan)
+        # Batches have different numbers of candidates, and Keras concatenates what they give.
+        requests, candidates = tf.unstack(tf.shape(scores))
+        return {"scores": tf.reshape(scores, (-1,)), "candidates": tf.fill((requests,), candidates)}
+
+    def _unpacked(self, data, class_weight=None):
+        """Features, labels, weights (0 for padding), and what the batch's loss counts for."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        real = self._real(x)
+        y = _by_candidate(y)
+        if not y.shape.is_compatible_with(real.shape):
+            raise ValueError(
+                "labels must have the shape of the candidates, (batch, candidates), here "
+                f"{real.shape}. Received: labels of shape {y.shape}"
+            )
+        weight = tf.cast(real, "float32")
+        samples = tf.reduce_sum(weight)
+        if sample_weight is not None:
+            weight *= tf.cast(_by_candidate(sample_weight), "float32")
+        if class_weight is not None:
+            of_negative, of_positive = class_weight
+            weight *= tf.where(tf.cast(y, "float32") > 0.5, of_positive, of_negative)
+        return x, y, weight, samples if self._loss_is_keras else tf.reduce_sum(weight)
+
+    def _real(self, x):
+        return tf.not_equal(x[self.schema.candidate_key], PADDING)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """As `keras.Model.compute_loss`."""
+        if self._loss_is_keras:
+            # They take the mean of the last axis, and of all that is not masked.
+            y, y_pred = y[..., None], y_pred[..., None]
+            y_pred._keras_mask = self._real(x)
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """As `keras.Model.compute_metrics`."""
+        real = self._real(x)
+        y, y_pred = (tf.boolean_mask(column, real)[:, None] for column in (y, y_pred))
+        if sample_weight is not None:
+            sample_weight = tf.boolean_mask(sample_weight, real)
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def _loss_and_gradients(self, x, y, weight, samples, share):
         with tf.GradientTape() as tape:
             y_pred = self(x, training=True)
-            # Keras divides it by the number of replicas, as if all had as many real candidates.
-            loss = self._compute_loss(x, y, y_pred, sample_weight, training=True)
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            loss *= replicas
-            self._loss_tracker.update_state(loss, sample_weight=real)
+            loss = self._loss_of_replica(x, y, y_pred, weight, training=True)
+            self._loss_tracker.update_state(loss, sample_weight=samples)
             loss *= share
         return y_pred, tape.gradient(loss, self.trainable_weights)
+
+    def _loss_and_scores(self, x, y, weight):
+        y_pred = self(x, training=False)
+        return self._loss_of_replica(x, y, y_pred, weight, training=False), y_pred
+
+    def _loss_of_replica(self, *args, **kwargs):
+        # Keras divides it by the number of replicas, as if all had as many real candidates.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        return self._compute_loss(*args, **kwargs) * replicas
 
     @functools.cached_property
     def inference_function(self):
@@ -181,8 +315,53 @@ class RankingModel(keras.Model):
         )
 
 
-def _share(real):
-    """A replica's share of all real candidates of a step."""
+def _embedding(table, **kwargs):
+    kwargs["name"] = f"table.{table.name}"
+    if table.is_numeric:
+        return NumberEmbedding(table.dim, table.width, table.mean, table.deviation, **kwargs)
+    return TableEmbedding(table.rows, table.dim, **kwargs)
+
+
+def _share(samples):
+    """A replica's share of all samples of a step."""
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
-        return tf.ones_like(real)
-    return real / tf.distribute.get_replica_context().all_reduce("sum", real)
+        return tf.ones_like(samples)
+    return samples / tf.distribute.get_replica_context().all_reduce("sum", samples)
+
+
+def _by_candidate(values):
+    """Labels or weights (batch, candidates); those (batch,) are the same for all candidates."""
+    values = tf.convert_to_tensor(values)
+    return values[:, None] if values.shape.rank == 1 else values
+
+
+def _in_one_array(scores, candidates):
+    """The scores of requests with different numbers of candidates: (requests, candidates)."""
+    array = np.full((len(candidates), candidates.max(initial=0)), np.nan, np.float32)
+    array[np.arange(array.shape[1]) < candidates[:, None]] = scores
+    return array
+
+
+def _check_binary(argument, identifier):
+    names = [str(identifier)] if isinstance(identifier, str) else _names(identifier)
+    if any("categorical" in name.lower() for name in names):
+        expected = "be of two classes, as `binary_accuracy` and `binary_crossentropy` are"
+    elif "RankingMetric" in names:  # of keras-rs
+        expected = "look at each candidate by itself, as metrics see no requests"
+    else:
+        return
+    raise ValueError(f"`{argument}` must {expected}. Received: {identifier!r}")
+
+
+def _names(identifier):
+    """Names of a function, or of the classes of an object."""
+    kinds = type(identifier).__mro__
+    return [kind.__name__ for kind in kinds] + [getattr(identifier, "__name__", "")]
+
+
+def _is_of_keras(loss):
+    """Whether a loss is one of Keras's own."""
+    if isinstance(loss, str):
+        return True
+    kind = loss if inspect.isroutine(loss) else type(loss)
+    return kind.__module__.startswith("keras.")

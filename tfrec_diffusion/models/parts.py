@@ -220,7 +220,7 @@ def with_generated_item(request, item):
 
 
 def behavior_rows(schema, argument, names):
-    """Numbers of rows of the tables of some behavior features.
+    """What `BehaviorFeatureEmbedding` needs to know of some behavior features.
 
     Args:
         schema: `Schema`. The features of a request.
@@ -228,11 +228,14 @@ def behavior_rows(schema, argument, names):
         names: Sequence of str or `None`. Names of the features. If `None`, all of the schema.
 
     Returns:
-        dict of int by feature name.
+        dict by feature name, its argument `rows`.
 
     Raises:
         ValueError: If a name is not that of a behavior feature.
     """
-    tables = {feature.name: feature.table for feature in schema.group("behavior")}
-    chosen = tables if names is None else names
-    return {name: schema.table(choose(argument, name, tables)).rows for name in chosen}
+    tables = {feature.name: schema.table(feature.table) for feature in schema.group("behavior")}
+    chosen = {name: choose(argument, name, tables) for name in (tables if names is None else names)}
+    return {
+        name: {"mean": table.mean, "deviation": table.deviation} if table.is_numeric else table.rows
+        for name, table in chosen.items()
+    }

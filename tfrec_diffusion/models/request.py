@@ -4,6 +4,7 @@ import copy
 
 from keras import ops
 
+from tfrec_diffusion.layers.embedding import MeanOfValues
 from tfrec_diffusion.layers.search import BehaviorRows
 from tfrec_diffusion.schema import PADDING, Schema
 
@@ -16,10 +17,11 @@ class Request:
     Args:
         schema: `Schema`. The features of a request.
         features: dict. The model's symbolic inputs by name, as of `Schema.keras_inputs`.
-        tables: dict. The `TableEmbedding` of each embedded table by the table's name.
+        tables: dict. The `TableEmbedding` or `NumberEmbedding` of each embedded table, by the
+            table's name.
 
     Attributes:
-        features: dict of int tensors. The inputs by name: rows of their tables.
+        features: dict of int or float tensors. The inputs by name: rows of tables, or numbers.
         user: float tensor of shape (batch, dim). The embedded user features; `None` if there are
             none.
         context: float tensor of shape (batch, dim). The embedded context features; `None` if there
@@ -36,13 +38,17 @@ class Request:
     """
 
     def __init__(self, schema, features, tables):
-        embedded = {f.name: tables[f.table](features[f.name]) for f in schema.embedded_features}
-        history = schema.group("history")
-        compared = [schema.target_of(feature) for feature in history]
         self._schema = schema
         self._tables = tables
+        self._mean_of_values = MeanOfValues(name="request.values")
         self._rows_at = BehaviorRows(name="request.behaviors")
         self.features = features
+        self.candidate_mask = ops.not_equal(features[schema.candidate_key], PADDING)
+        self.history_mask = ops.not_equal(features[schema.history_key], PADDING)
+        self.history_key = schema.history_key
+        embedded = {f.name: self._embed(f, features) for f in schema.embedded_features}
+        history = schema.group("history")
+        compared = [schema.target_of(feature) for feature in history]
         self.user, self.context, self.candidate = (
             _concatenate([embedded[f.name] for f in schema.group(name)])
             for name in ("user", "context", "candidate")
@@ -58,9 +64,18 @@ class Request:
             ]
         )
         self.history = _concatenate([embedded[f.name] for f in history])
-        self.candidate_mask = ops.not_equal(features[schema.candidate_key], PADDING)
-        self.history_mask = ops.not_equal(features[schema.history_key], PADDING)
-        self.history_key = schema.history_key
+
+    def _embed(self, feature, features):
+        """Embeds a feature; entries that are padding become zeros."""
+        x = features[feature.name]
+        embedded = self._tables[feature.table](x)
+        if feature.values > 1:
+            return self._mean_of_values(embedded, x)
+        key = self._schema.key_of(feature)
+        if key and self._schema.table(feature.table).is_numeric:
+            real = ops.not_equal(features[key], PADDING)[..., None]
+            return embedded * ops.cast(real, embedded.dtype)
+        return embedded
 
     def tower_inputs(self, *interests):
         """The tensors that the tower of most models sees.
@@ -95,7 +110,7 @@ class Request:
         rows = self._rows_at(rows, positions, real)
         selected = copy.copy(self)
         selected.features = {**self.features, **rows}
-        selected.history = _concatenate([self._tables[f.table](rows[f.name]) for f in history])
+        selected.history = _concatenate([self._embed(f, rows) for f in history])
         selected.history_mask = real
         return selected
 

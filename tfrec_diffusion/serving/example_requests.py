@@ -35,11 +35,14 @@ def example_requests(schema, batch=1, candidates=100, length=None, seed=0, vocab
         table = schema.table(feature.table)
         path = pathlib.Path(vocabularies or pathlib.Path(schema.vocabulary_path(table)).parent)
         values = _values(table, path / f"{table.name}.txt", rng)
-        requests[feature.name] = rng.choice(values, shapes.get(feature.group, (batch,)))
+        shape = (*shapes.get(feature.group, (batch,)), *schema.entry_shape(feature))
+        requests[feature.name] = rng.choice(values, shape)
     return requests
 
 
 def _values(table, vocabulary, rng):
+    if table.is_numeric:
+        return rng.normal(table.mean, table.deviation, _VALUES).astype("float32")
     if table.kind == "boundaries":
         low, high = (table.boundaries[0], table.boundaries[-1]) if table.boundaries else (0, 1)
         return rng.uniform(low - 1, high + 1, _VALUES).astype("float32")
@@ -68,7 +71,7 @@ def as_examples(requests):
     for values in zip(*requests.values(), strict=True):
         example = tf.train.Example()
         for name, value in zip(requests, values, strict=True):
-            value = np.atleast_1d(value)
+            value = np.ravel(value)
             entry = example.features.feature[name]
             if value.dtype.kind == "i":
                 entry.int64_list.value.extend(value)

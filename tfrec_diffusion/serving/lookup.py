@@ -1,5 +1,7 @@
 """Raw values of a request to rows of the embedding tables, inside the graph."""
 
+import math
+
 import tensorflow as tf
 
 from tfrec_diffusion.schema import FIRST_INDEX, OUT_OF_VOCABULARY, PADDING
@@ -33,8 +35,8 @@ class RequestLookup(tf.Module):
                 table's `missing` value, and may be longer than the schema's.
 
         Returns:
-            dict of int32 tensors as `Schema.keras_inputs`, with the newest behaviors of a history
-            that is too long, and one padded behavior of one that has none.
+            dict of int32 and float32 tensors as `Schema.keras_inputs`, with the newest behaviors of
+            a history that is too long, and one padded behavior of one that has none.
 
         Raises:
             tf.errors.InvalidArgumentError: When run, if features differ in how many requests,
@@ -43,16 +45,22 @@ class RequestLookup(tf.Module):
         schema = self.schema
         given = [feature for feature in schema.features if feature.name in raw]
         with tf.control_dependencies(_same_shapes(schema, raw, given)):
-            rows = {f.name: self._rows(schema.table(f.table), raw[f.name]) for f in given}
+            rows = {f.name: self._rows(f, raw[f.name]) for f in given}
         if schema.history_key in rows:
             newest = _newest(rows[schema.history_key], schema.history_length)
             for feature in schema.group("history", "behavior"):
-                padded = tf.pad(rows[feature.name], [[0, 0], [0, 1]])
+                value = rows[feature.name]
+                padded = tf.pad(value, [[0, 0], [0, 1], *[[0, 0]] * (len(value.shape) - 2)])
                 rows[feature.name] = tf.gather(padded, newest, batch_dims=1)
         return rows
 
-    def _rows(self, table, raw):
+    def _rows(self, feature, raw):
+        table = self.schema.table(feature.table)
         raw = tf.convert_to_tensor(raw, table.dtype)
+        if feature.values > 1:
+            raw = raw[..., : feature.values]  # as many as training saw
+        if table.is_numeric:
+            return tf.where(tf.math.is_finite(raw), raw, math.nan)
         if table.rows == FIRST_INDEX:  # training saw no value; TensorFlow reads no empty file
             rows = tf.fill(tf.shape(raw), OUT_OF_VOCABULARY)
         elif table.kind == "boundaries":

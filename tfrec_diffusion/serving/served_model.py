@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 
 import tensorflow as tf
 
@@ -71,27 +72,36 @@ class ServedModel(tf.Module):
 
     def score_examples(self, examples):
         """Serialized `tf.train.Example`s (batch,) to click probabilities."""
-        schema = self.schema
-        raw = tf.io.parse_example(examples, schema.serving_spec())
-        lists = {f.name: schema.key_of(f) for f in schema.features if schema.key_of(f)}
-        checks, dense = [], {}
-        for name, key in lists.items():
-            length, expected = raw[name].row_lengths(), raw[key].row_lengths()
-            checks.append(
-                tf.debugging.assert_equal(
-                    tf.where(length == 0, expected, length),
-                    expected,
-                    f"`{name}` must be as long as `{key}`, or absent",
-                )
-            )
-        with tf.control_dependencies(checks):
-            for feature in schema.features:
-                if feature.name in lists:
-                    # Also a list that no example has is as long as the others.
-                    shape = (-1, raw[lists[feature.name]].bounding_shape(axis=1))
-                    missing = schema.table(feature.table).missing
-                    dense[feature.name] = raw[feature.name].to_tensor(missing, shape=shape)
+        raw = tf.io.parse_example(examples, self.schema.serving_spec())
+        lists = [f for f in self.schema.features if isinstance(raw[f.name], tf.RaggedTensor)]
+        with tf.control_dependencies([self._has_whole_entries(f, raw) for f in lists]):
+            dense = {f.name: self._dense(f, raw) for f in lists}
         return self.score({**raw, **dense})
+
+    def _has_whole_entries(self, feature, raw):
+        """Checks that an example's list is absent, or has what belongs to each entry."""
+        name, key = feature.name, self.schema.key_of(feature)
+        size = math.prod(self.schema.entry_shape(feature))
+        length = raw[name].row_lengths()
+        what = f"have {size} values"
+        if key:
+            expected = size * raw[key].row_lengths()
+            what = f"{what} for each of `{key}`" if size > 1 else f"be as long as `{key}`"
+        elif feature.values > 1:  # a user may have any number of them
+            expected = length
+        else:
+            expected = tf.fill(tf.shape(length), tf.cast(size, length.dtype))
+        length = tf.where(tf.equal(length, 0), expected, length)
+        return tf.debugging.assert_equal(length, expected, f"`{name}` must {what}, or be absent")
+
+    def _dense(self, feature, raw):
+        """Lists of examples as a tensor; one that no example has is as long as the others."""
+        key, entry = self.schema.key_of(feature), self.schema.entry_shape(feature)
+        lengths = [raw[key].bounding_shape(axis=1)] if key else []
+        shape = [tf.cast(axis, tf.int64) for axis in (*lengths, *entry)]
+        missing = self.schema.table(feature.table).missing
+        flat = raw[feature.name].to_tensor(missing, shape=(-1, tf.reduce_prod(shape)))
+        return tf.reshape(flat, (-1, *shape))
 
     def user_state(self, raw):
         """Raw features of the user, history and behaviors to the state."""

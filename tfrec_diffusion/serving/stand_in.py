@@ -2,11 +2,12 @@
 
     python -m tfrec_diffusion.serving.stand_in --model=ranking=serving/din
 
-It speaks the PredictionService (Predict and GetModelMetadata) over gRPC, and the same over REST in
-the columnar format. Errors have the codes of the real server. A version is refused if one of its
-warm-up requests fails. Unlike the real server, it loads every version once, at the start; it does
-not batch, knows no labels, and checks shapes before the model runs. It listens on the loopback
-address of this machine only, by default on the ports of the real server.
+It speaks the PredictionService (Predict and GetModelMetadata) and the ModelService (GetModelStatus)
+over gRPC, and the same over REST, in rows (`instances`) or columns (`inputs`). Errors have the
+codes of the real server. A version is refused if one of its warm-up requests fails. Unlike the real
+server, it loads every version once, at the start; it does not batch, knows no labels, and checks
+shapes before the model runs. It listens on the loopback address of this machine only, by default on
+the ports of the real server.
 """
 
 from absl import flags

@@ -1,33 +1,33 @@
-"""The REST API of the stand-in for TF Serving: HTTP, and tensors as columnar JSON."""
+"""The REST API of the stand-in for TF Serving, over HTTP; errors are `{"error": message}`."""
 
-import base64
 import http.server
 import json
 import re
 import urllib.parse
 
 import grpc
-import numpy as np
-import tensorflow as tf
 from google.protobuf import json_format
-from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2, predict_pb2
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_pb2,
+    predict_pb2,
+)
 
 from tfrec_diffusion.serving.loaded_version import RequestError, invalid
+from tfrec_diffusion.serving.stand_in_json import parse, read_inputs, write_outputs
 
 _HTTP = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.FAILED_PRECONDITION: 400,
+    grpc.StatusCode.OUT_OF_RANGE: 400,
     grpc.StatusCode.NOT_FOUND: 404,
     grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
     grpc.StatusCode.UNIMPLEMENTED: 501,
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
-# What the real server converts from JSON, and to it. It has no JSON for tensors of other types,
-# such as bfloat16.
-_FROM_JSON = {tf.float32, tf.float64, tf.int8, tf.int16, tf.int32, tf.int64, tf.uint8, tf.uint32,
-              tf.uint64, tf.bool, tf.string}  # fmt: skip
-_TO_JSON = _FROM_JSON | {tf.float16}
+_MODEL = r"/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
 
 
 class RestServer(http.server.ThreadingHTTPServer):
@@ -52,33 +52,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     timeout = 60
 
     def do_GET(self):
-        self._respond(r"/metadata", self._metadata)
+        self._respond({_MODEL: self._status, _MODEL + "/metadata": self._metadata})
 
     def do_POST(self):
-        self._respond(r":predict", self._predict)
+        self._respond({_MODEL + ":predict": self._predict})
 
     def log_message(self, *_):
         pass
 
-    def _respond(self, action, method):
+    def _respond(self, methods):
         try:
-            length = self.headers.get("Content-Length", "0")
-            if not length.isdecimal():
-                self.close_connection = True  # where the next request starts is not known
-                raise invalid(f"Content-Length must be a number: {length}")
-            body = self.rfile.read(int(length))
-            match = re.fullmatch(
-                r"/v1/models/([^/:]+)(?:/(?:versions/(\d+)|labels/([^/:]+)))?" + action, self.path
-            )
-            if match is None:
-                raise invalid(f"Malformed request: {self.command} {self.path}")
-            model, number, label = match.groups()
-            spec = model_pb2.ModelSpec(name=urllib.parse.unquote(model))
-            if number is not None:
-                spec.version.value = int(number)
-            elif label is not None:
-                spec.version_label = urllib.parse.unquote(label)
-            status, answer = 200, method(spec, body)
+            status, answer = 200, self._answer(methods)
         except RequestError as error:
             status, answer = _HTTP.get(error.code, 500), {"error": str(error)}
         except Exception as error:
@@ -90,6 +74,27 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text)
 
+    def _answer(self, methods):
+        length = self.headers.get("Content-Length", "0")
+        if not length.isdecimal():
+            self.close_connection = True  # where the next request starts is not known
+            raise invalid(f"Content-Length must be a number: {length}")
+        body = self.rfile.read(int(length))
+        path = urllib.parse.urlsplit(self.path).path
+        for pattern, method in methods.items():
+            match = re.fullmatch(pattern, path, re.IGNORECASE)
+            if match:
+                return method(_model_spec(*match.groups()), body)
+        if not path.lower().startswith("/v1/"):
+            raise RequestError(grpc.StatusCode.NOT_FOUND, f"Not found: {path}")
+        raise invalid(f"Malformed request: {self.command} {self.path}")
+
+    def _status(self, spec, _):
+        response = self.server.stand_in.status(
+            get_model_status_pb2.GetModelStatusRequest(model_spec=spec)
+        )
+        return json_format.MessageToDict(response, always_print_fields_with_no_presence=True)
+
     def _metadata(self, spec, _):
         response = self.server.stand_in.metadata(
             get_model_metadata_pb2.GetModelMetadataRequest(
@@ -99,56 +104,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return json_format.MessageToDict(response, preserving_proto_field_name=True)
 
     def _predict(self, spec, body):
+        content, spec.signature_name = parse(body)
         version = self.server.stand_in.version(spec)
-        try:
-            content = json.loads(body)
-            spec.signature_name = content.get("signature_name", "serving_default")
-            given = dict(content["inputs"])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise invalid(f"expected an object with an object 'inputs': {error!r}") from error
         signature = version.signatures.get(spec.signature_name)
         if signature is None:
             raise invalid(f'Serving signature name: "{spec.signature_name}" not found')
-        missing = sorted(set(signature.inputs) - set(given))
-        if missing:
-            raise invalid(f"Missing named input: {missing} in 'inputs' object.")
-        inputs = {
-            name: _from_json(name, given[name], spec) for name, spec in signature.inputs.items()
-        }
+        inputs, in_rows = read_inputs(content, dict(signature.inputs))
         request = predict_pb2.PredictRequest(model_spec=spec, inputs=inputs)
-        outputs = self.server.stand_in.predict(request).outputs
-        values = {name: _to_json(tensor) for name, tensor in outputs.items()}
-        return {"outputs": values if len(values) > 1 else next(iter(values.values()))}
+        return write_outputs(self.server.stand_in.predict(request).outputs, in_rows)
 
 
-def _from_json(name, value, spec):
-    """The `TensorProto` of nested lists."""
-    dtype = tf.as_dtype(spec.dtype)
-    array = np.array(value, object)
-    if array.size and dtype not in _FROM_JSON:
-        raise RequestError(
-            grpc.StatusCode.UNIMPLEMENTED, f"{name}: JSON is not converted to {dtype.name}"
-        )
-    try:
-        leaves = [_leaf(leaf, dtype) for leaf in array.ravel()]
-        values = np.array(leaves, dtype.as_numpy_dtype).reshape(array.shape)
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise invalid(f"{name} is not of expected type: {dtype.name}: {error!r}") from error
-    return tf.make_tensor_proto(values, dtype)
-
-
-def _to_json(tensor):
-    """Nested lists of a `TensorProto`."""
-    array, dtype = tf.make_ndarray(tensor), tf.as_dtype(tensor.dtype)
-    if array.size and dtype not in _TO_JSON:
-        raise invalid(f"{dtype.name} is not converted to JSON")
-    return array.tolist()
-
-
-def _leaf(value, dtype):
-    if dtype == tf.string:
-        return base64.b64decode(value["b64"]) if isinstance(value, dict) else value.encode()
-    kinds = bool if dtype.is_bool else (int, float) if dtype.is_floating else int
-    if not isinstance(value, kinds) or (isinstance(value, bool) and not dtype.is_bool):
-        raise TypeError(f"Received: {value!r}")
-    return value
+def _model_spec(model, number, label):
+    spec = model_pb2.ModelSpec(name=urllib.parse.unquote(model))
+    if number is not None:
+        try:
+            spec.version.value = int(number)
+        except ValueError as error:
+            raise invalid(f"Failed to convert version: {number} to numeric.") from error
+    elif label is not None:
+        spec.version_label = urllib.parse.unquote(label)
+    return spec

@@ -5,7 +5,12 @@ import os
 import threading
 
 import grpc
-from tensorflow_serving.apis import get_model_metadata_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    prediction_service_pb2_grpc,
+)
 
 from tfrec_diffusion.serving.loaded_version import RequestError, invalid, load_versions
 from tfrec_diffusion.serving.stand_in_rest import RestServer
@@ -38,6 +43,7 @@ class StandIn:
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             _Service(self), self._grpc
         )
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Models(self), self._grpc)
         try:
             self.address = f"{_HOST}:{self._grpc.add_insecure_port(f'{_HOST}:{port}')}"
             self._rest = RestServer((_HOST, rest_port), self)
@@ -82,6 +88,30 @@ class StandIn:
             return versions[spec.version.value]
         which = f"Specific({spec.name}, {spec.version.value})" if versions else spec.name
         raise RequestError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {which}")
+
+    def status(self, request):
+        """Answers a `GetModelStatusRequest` with the states of versions, the newest first.
+
+        Args:
+            request: `GetModelStatusRequest`. If it has no version number, all versions are meant.
+
+        Returns:
+            `GetModelStatusResponse`. All versions that were loaded are available.
+
+        Raises:
+            RequestError: If there is no such model or version.
+        """
+        spec = request.model_spec
+        if spec.HasField("version") or spec.version_label or spec.name not in self._models:
+            numbers = [self.version(spec).number]
+        else:
+            numbers = sorted(self._models[spec.name], reverse=True)
+        state = get_model_status_pb2.ModelVersionStatus.AVAILABLE
+        statuses = [
+            get_model_status_pb2.ModelVersionStatus(version=number, state=state, status={})
+            for number in numbers
+        ]
+        return get_model_status_pb2.GetModelStatusResponse(model_version_status=statuses)
 
     def predict(self, request):
         """Answers a `PredictRequest` with a `PredictResponse`.
@@ -130,6 +160,14 @@ class _Service(prediction_service_pb2_grpc.PredictionServiceServicer):
 
     def GetModelMetadata(self, request, context):
         return _answer(self._stand_in.metadata, request, context)
+
+
+class _Models(model_service_pb2_grpc.ModelServiceServicer):
+    def __init__(self, stand_in):
+        self._stand_in = stand_in
+
+    def GetModelStatus(self, request, context):
+        return _answer(self._stand_in.status, request, context)
 
 
 def _answer(method, request, context):

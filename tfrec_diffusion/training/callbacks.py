@@ -1,5 +1,6 @@
 """Keras callbacks of a training run: checkpoints to resume from, TensorBoard, a clean stop."""
 
+import math
 import signal
 
 import keras
@@ -18,8 +19,31 @@ class Interrupted(Exception):
         self.signal_number = signal_number
 
 
+class Diverged(ValueError):
+    """Training cannot go on, as the loss or the weights are no longer finite numbers.
+
+    Args:
+        seen: str. What was seen, and when.
+        model: Compiled `RankingModel`.
+    """
+
+    def __init__(self, seen, model):
+        rate = float(model.optimizer.learning_rate.numpy())
+        super().__init__(
+            f"{seen}: training has diverged. Train in another --model_dir with a --learning_rate "
+            f"below {rate:.4g}, or with --global_clipnorm=1"
+        )
+
+
+# In the place of a signal's number when processes agree on how to stop, and above all of them.
+_DIVERGED = 1000
+
+
 class Checkpoints(keras.callbacks.Callback):
     """Saves a checkpoint every so many steps, and one before it stops on SIGINT or SIGTERM.
+
+    It stops without a checkpoint when the loss is no longer a finite number. As it looks at the
+    loss after each execution, it notices that by the end of the `steps_per_execution` steps.
 
     It holds back these signals in a `with` block around `fit`; one that came too late for a
     checkpoint takes its usual effect at the end.
@@ -27,11 +51,13 @@ class Checkpoints(keras.callbacks.Callback):
     Args:
         save: callable. Called to save one; a killed run must find its last whole one.
         every: int. Steps between checkpoints.
-        agree: callable. Called after each execution with the signal that came, or 0; returns the
-            one to stop on, the same in every process of the run. If not given, the signal itself.
+        agree: callable. Called after each execution with a number that says why to stop, such as
+            that of a signal, or 0; returns the greatest of all processes of the run. If not given,
+            the number itself.
 
     Raises:
         Interrupted: From `fit`, once the step at hand is done and saved.
+        Diverged: From `fit`, if the loss of any process is infinite or NaN.
     """
 
     def __init__(self, save, every, agree=lambda number: number):
@@ -56,11 +82,16 @@ class Checkpoints(keras.callbacks.Callback):
         self._signal = number
 
     def on_train_begin(self, logs=None):
-        self._saved = steps_taken(self.model)
+        self._saved = self._seen = steps_taken(self.model)
 
     def on_train_batch_end(self, batch, logs=None):
         step = steps_taken(self.model)
-        stop = self._agree(self._signal)
+        loss = float((logs or {}).get("loss", 0.0))
+        stop = self._agree(self._signal if math.isfinite(loss) else _DIVERGED)
+        if stop == _DIVERGED:
+            seen = "of another process is no number" if math.isfinite(loss) else f"is {loss:g}"
+            raise Diverged(f"the loss {seen} {_steps(self._seen + 1, step)}", self.model)
+        self._seen = step
         if stop or _is_due(self._saved, step, self._every):
             self._save()
             self._saved = step
@@ -117,6 +148,10 @@ def steps_taken(model):
         int.
     """
     return int(model.optimizer.iterations.numpy())
+
+
+def _steps(first, last):
+    return f"at step {last}" if first >= last else f"in steps {first} to {last}"
 
 
 def _is_due(last, step, every):

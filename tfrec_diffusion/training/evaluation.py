@@ -22,10 +22,14 @@ def evaluate(model, data, split, batch_size, machines=None, keep=None):
     Returns:
         dict of `auc`, `gauc` (by user, weighted by impressions), `log_loss`, `impressions`,
         `click_rate`, `seconds`, `samples_per_second`.
+
+    Raises:
+        OSError: If a file of the split is damaged.
     """
     start = time.perf_counter()
     machines = machines or strategies.create("one")
-    probabilities, labels, groups = machines.predict(model, data, split, batch_size)
+    with data.naming_damage(split):
+        probabilities, labels, groups = machines.predict(model, data, split, batch_size)
     seconds = time.perf_counter() - start
     if keep:
         keep(split, probabilities, labels, groups)

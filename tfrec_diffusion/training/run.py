@@ -1,5 +1,6 @@
 """A training run: where it stands, how it goes on, what it ends with."""
 
+import math
 import sys
 import time
 
@@ -8,9 +9,15 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec_diffusion.input_pipeline import replica_batch_size
-from tfrec_diffusion.metrics import comparable
+from tfrec_diffusion.metrics import best
 from tfrec_diffusion.provenance import provenance
-from tfrec_diffusion.training.callbacks import Checkpoints, Interrupted, Scalars, steps_taken
+from tfrec_diffusion.training.callbacks import (
+    Checkpoints,
+    Diverged,
+    Interrupted,
+    Scalars,
+    steps_taken,
+)
 from tfrec_diffusion.training.evaluation import describe, evaluate
 
 
@@ -44,6 +51,7 @@ class Run:
         self.checkpoint_every = checkpoint_every
         self.steps_per_epoch = data.num_batches("train", batch_size)
         self._seconds = tf.Variable(0.0, dtype=tf.float64)
+        self._told_of_one_class = False
         with machines.strategy.scope():
             model.optimizer.build(model.trainable_variables)
         # TensorFlow follows a Keras 3 model to its trainable weights only: no moving averages, no
@@ -91,6 +99,9 @@ class Run:
 
         Returns:
             int. The exit status, which is that of a signal if one came.
+
+        Raises:
+            Diverged: As `fit`.
         """
         if len(self.directory.validation) >= epochs and self.machines.is_chief:
             print(f"{self.directory.path} is trained already; evaluating it")
@@ -113,6 +124,7 @@ class Run:
 
         Raises:
             Interrupted: On SIGINT or SIGTERM, when a checkpoint is written.
+            Diverged: If the loss or what the model predicts is no longer a finite number.
         """
         for epoch in range(epochs):
             if self.step < (epoch + 1) * self.steps_per_epoch:
@@ -135,21 +147,38 @@ class Run:
             callbacks = [_Clock(self._seconds), checkpoints]
             if self._scalars:
                 callbacks.append(self._scalars)
-            self.machines.fit(
-                self.model, self.data, self.batch_size, self.seed, epoch, first_batch, callbacks
-            )
+            with self.data.naming_damage("train"):
+                self.machines.fit(
+                    self.model, self.data, self.batch_size, self.seed, epoch, first_batch, callbacks
+                )
 
     def _validate(self, epoch):
-        result = evaluate(self.model, self.data, "validation", self.batch_size, self.machines)
+        result = evaluate(
+            self.model, self.data, "validation", self.batch_size, self.machines, self._check_finite
+        )
         if not self.machines.is_chief:
             return
         print(describe("validation", result))
         self._scalars.write({f"validation/{k}": result[k] for k in ("auc", "gauc")}, self.step)
         history = [*self.directory.validation[:epoch], result]
-        best = max(range(epoch + 1), key=lambda past: comparable(history[past]["auc"]))
-        if best == epoch:
+        if math.isnan(result["auc"]) and not self._told_of_one_class:
+            print(
+                "validation has labels of one class only, for which no AUC is defined: the best "
+                "epoch is chosen by log loss"
+            )
+            self._told_of_one_class = True
+        if best(history) == epoch:
             self.directory.save_model(self.model)
         self.directory.write_validation(history)
+
+    def _check_finite(self, split, probabilities, *_):
+        nan = np.count_nonzero(np.isnan(probabilities))
+        if nan:
+            raise Diverged(
+                f"after step {self.step} the model predicts NaN for {nan:,} of "
+                f"{len(probabilities):,} impressions of {split}",
+                self.model,
+            )
 
     def report(self):
         """Evaluates the best epoch on every split but train.

@@ -40,8 +40,8 @@ class RunDirectory:
     It holds `flags.json`, what the result depends on; `schema.json` and `vocabularies/`, so that
     the model can be exported when the data set is gone; `checkpoints/` to resume from;
     `validation.json`, the metrics of each epoch; `model.keras` of the epoch with the best
-    validation AUC; `tensorboard/`; and, when the run has ended, `predictions.<split>.npz` of every
-    split but `train`, and `metrics.json`.
+    validation AUC, or log loss if the split has one class only; `tensorboard/`; and, when the run
+    has ended, `predictions.<split>.npz` of every split but `train`, and `metrics.json`.
 
     Args:
         path: str or `pathlib.Path`.

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import json
 import os
+import sys
 
 import keras
 
@@ -12,6 +13,7 @@ from tfrec_diffusion.files import lock
 from tfrec_diffusion.input_pipeline import RequestData
 from tfrec_diffusion.losses import LogLoss
 from tfrec_diffusion.optimizers import LazyAdam
+from tfrec_diffusion.prepared_directory import PreparedDirectory
 from tfrec_diffusion.training import cluster, restarts, strategies
 from tfrec_diffusion.training.run import Run
 from tfrec_diffusion.training.run_directory import RunDirectory
@@ -66,6 +68,9 @@ def _train(options, model_arguments, find_data, directory):
     machines = strategies.create(options.strategy)
     if_all_may(machines, lambda: machines.is_chief and find_data())
     data = RequestData(find_data(), options.history_length)
+    newer = PreparedDirectory(data.directory).newer_raw_files()
+    if newer and machines.is_chief:
+        print(f"warning: {newer}", file=sys.stderr)
     flags = {name: getattr(options, name) for name in _RESULT_FLAGS}
     flags["data_dir"] = os.path.abspath(options.data_dir)
     model = _compiled_model(options, model_arguments, data, machines)
