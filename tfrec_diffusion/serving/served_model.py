@@ -100,8 +100,9 @@ class ServedModel(tf.Module):
         lengths = [raw[key].bounding_shape(axis=1)] if key else []
         shape = [tf.cast(axis, tf.int64) for axis in (*lengths, *entry)]
         missing = self.schema.table(feature.table).missing
-        flat = raw[feature.name].to_tensor(missing, shape=(-1, tf.reduce_prod(shape)))
-        return tf.reshape(flat, (-1, *shape))
+        values = raw[feature.name]
+        flat = values.to_tensor(missing, shape=(-1, tf.reduce_prod(shape)))
+        return tf.reshape(flat, (values.nrows(tf.int64), *shape))
 
     def user_state(self, raw):
         """Raw features of the user, history and behaviors to the state."""

@@ -79,13 +79,8 @@ def inference(model, features, mode):
         callable without arguments.
     """
     batches = itertools.cycle(features if isinstance(features, list) else [features])
-    if mode == "graph":
-        compiled = traced(model, model.input)
-        return lambda: compiled(next(batches)).numpy()
-    model.compile(jit_compile=True)
-    model.make_predict_function(force=True)
-    predict = model.predict_function
-    return lambda: predict([(next(batches),)]).numpy()
+    compiled = traced(model, model.input, jit_compile=mode != "graph")
+    return lambda: compiled(next(batches)).numpy()
 
 
 def training(model, batches, optimizer=None, jit_compile=True):
