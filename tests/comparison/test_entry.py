@@ -59,6 +59,12 @@ class TestOneGroup:
         tune(tuned, None, 0.0, None)
         assert tuned.chosen() == "--learning_rate=0.01"
 
+    def test_without_any_auc_the_log_loss_decides(self, tuned):
+        """A validation split of one class."""
+        for run, log_loss in zip(tuned.tried(), (0.5, 0.3, 0.4), strict=True):
+            finish(run, {"auc": None, "gauc": None, "log_loss": log_loss})
+        assert tuned.chosen() == "--learning_rate=0.01"
+
     def test_without_any_all_seeds_can_run_at_once(self, data_set):
         entry = Entry("DIN", "din", data_set, num_seeds=2)
         assert [run.run for run in entry.of_seeds()] == ["din", "din"]

@@ -1,3 +1,4 @@
+import dataclasses
 import multiprocessing
 import pathlib
 import shutil
@@ -8,11 +9,12 @@ import tensorflow_datasets as tfds
 
 from tfrec_diffusion import models
 from tfrec_diffusion import schema as schema_lib
-from tfrec_diffusion.datasets import clustering, requests, vocabularies
+from tfrec_diffusion.datasets import clustered, clustering, requests, vocabularies
 from tfrec_diffusion.datasets.preparation import prepare
 from tfrec_diffusion.datasets.records import Split
 from tfrec_diffusion.input_pipeline import RequestData
 from tfrec_diffusion.prepared_directory import PreparedDirectory
+from tfrec_diffusion.training.run_directory import RunDirectory
 
 # Where the embeddings of items and categories are, on a line each.
 ITEMS = {"a": 0.0, "b": 1.0}
@@ -295,3 +297,14 @@ def test_a_model_of_other_data(source, model_dir, tmp_path):
     (other / "vocabularies" / "item.txt").write_text("b\na\n")
     with pytest.raises(ValueError, match="was trained on other data"):
         prepare("clustered", raw_dir=other, data_dir=tmp_path, model_dir=model_dir)
+
+
+def test_behaviors_of_numbers_or_several_values(rich_schema, tmp_path):
+    schema = dataclasses.replace(rich_schema, directory=str(tmp_path))
+    (tmp_path / "run").mkdir()
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim({}, {}, schema)
+    directory.save_model(models.create("avg_pooling", schema=schema, tower_units=(4,)))
+    message = "one embedded row of each feature. 'history_tags' has numbers or several values"
+    with pytest.raises(ValueError, match=message):
+        clustered._history_embeddings(directory.path, schema)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tfrec_diffusion.comparison.clustering import Clustering
 from tfrec_diffusion.comparison.run import Run
-from tfrec_diffusion.metrics import comparable
+from tfrec_diffusion.metrics import best
 
 
 class DataSet(NamedTuple):
@@ -236,7 +236,7 @@ def _best(runs):
     if len(runs) > 1:
         if not all(run.is_finished for run in runs):
             return None
-        return max(runs, key=lambda run: comparable(run.validation_auc))
+        return runs[best([run.metrics["splits"]["validation"] for run in runs])]
     return runs[0]
 
 

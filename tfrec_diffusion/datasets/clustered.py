@@ -191,6 +191,12 @@ def _history_embeddings(model_dir, schema):
     model, trained = directory.load_model(), directory.schema
     # Rows mean the same if the model was trained on shorter histories.
     check_same_data(trained, dataclasses.replace(schema, history_length=trained.history_length))
+    for feature in schema.group("history"):
+        if schema.input_dtype(feature) != "int32" or schema.entry_shape(feature):
+            raise ValueError(
+                "behaviors are clustered by one embedded row of each feature. "
+                f"{feature.name!r} has numbers or several values"
+            )
     return {
         feature.name: model.tables[feature.table].embeddings.numpy()
         for feature in schema.group("history")
@@ -199,6 +205,11 @@ def _history_embeddings(model_dir, schema):
 
 def _read(data, split, features):
     """Yields the requests of a split as in `records.Split`, with some of their features."""
+    with data.naming_damage(split):
+        yield from _read_batches(data, split, features)
+
+
+def _read_batches(data, split, features):
     schema = data.schema
     for inputs, labels, weights, group_ids in data.batches(split, _BATCH, with_group_id=True):
         rows = {feature: inputs[feature.name].numpy() for feature in features}

@@ -83,8 +83,9 @@ class RunDirectory:
             self.check_claim(flags, layout, schema)
         else:
             schema.save(self.path)
-            vocabularies = pathlib.Path(schema.directory, "vocabularies")
-            shutil.copytree(vocabularies, self.path / "vocabularies", dirs_exist_ok=True)
+            if any(table.kind == "vocabulary" for table in schema.tables):
+                vocabularies = pathlib.Path(schema.directory, "vocabularies")
+                shutil.copytree(vocabularies, self.path / "vocabularies", dirs_exist_ok=True)
         write_json(self.path / _FLAGS_FILE, {**flags, **layout})
 
     def check_claim(self, flags, layout, schema):
