@@ -314,6 +314,24 @@ def test_features_that_are_not_numbers_are_missing(prepared, read_requests):
     assert ann == other == 0 != bob
 
 
+def test_which_labels_are_positive(prepared, directory, digests):
+    """Ratings: 4 and 5 are clicks; one without a rating is no impression."""
+    header, *rows = IMPRESSIONS.splitlines()
+    ratings = iter(["4", "5", "1", "5", "3", "2"])
+    rated = [
+        ",".join([*row.split(",")[:4], rating, ""])
+        for row, rating in zip(rows, ratings, strict=True)
+    ]
+    files = {"impressions.csv": "\n".join([header, *rated, "60,bob,9,x,,", ""])}
+    spec = changed(impressions__positive=["4", "5"])
+    of_ratings = prepared(spec, files, preparation=ANY_ROWS)
+    report = PreparedDirectory(of_ratings).report["sources"]["impressions"]
+    assert report["dropped"]["no label"]["rows"] == 1
+    one, other = digests(directory), digests(of_ratings)
+    assert one.pop("report.json") != other.pop("report.json")
+    assert one == other
+
+
 def test_timestamps_and_boolean_labels_of_parquet(prepared, directory, digests, tmp_path):
     frame = pd.read_csv(io.StringIO(IMPRESSIONS)).astype({"item": "Int64", "clicked": bool})
     frame["at"] = pd.to_datetime(frame["at"], unit="s")
@@ -529,6 +547,11 @@ def test_time_zone(prepared):
         (changed(behaviors__time_unit="minutes"), "'behaviors.time_unit' must be one of"),
         (changed(impressions__join=[{"files": "x"}]), r"'impressions.join\[0\].on' is missing"),
         (changed(behaviors__request="page"), "'behaviors.request' must stand in 'impressions'"),
+        (changed(behaviors__positive=["1"]), "'behaviors.positive' must stand in 'impressions'"),
+        (
+            changed(impressions__positive=[4]),
+            r"'impressions.positive\[0\]' must be a text. It is: 4",
+        ),
         (changed(impressions__request="page"), "must have a column 'page'. It has: at, who, item"),
         (changed(impressions__user=5), "'impressions.user' must be a text. It is: 5"),
         (changed(tables__shop__min_count="2"), "'tables.shop.min_count' must be an integer"),

@@ -154,7 +154,7 @@ class LogBuilder(requests.RequestBuilder):
         required = {
             events.user: self._column_types("impressions").get(user, "VARCHAR"),
             events.time: "BIGINT",
-            **({events.label: "FLOAT"} if events.label else {}),
+            **({events.label: "VARCHAR" if events.positive else "FLOAT"} if events.label else {}),
             **({events.request: types.get(events.request, "VARCHAR")} if events.request else {}),
             **{column: types.get(column, "VARCHAR") for column in events.keep},
             **{join.on: types.get(join.on, "VARCHAR") for join in events.join},
@@ -237,7 +237,9 @@ class LogBuilder(requests.RequestBuilder):
             f"NOT coalesce({time} BETWEEN 0 AND {last}, false)",
             "no time, or out of range",
         )
-        if events.label:
+        if events.positive:
+            database.drop(name, f"coalesce({tables.column(events.label)}, '') = ''", "no label")
+        elif events.label:
             database.drop(
                 name,
                 f"NOT coalesce({tables.column(events.label)} IN (0, 1), false)",
@@ -303,7 +305,7 @@ class LogBuilder(requests.RequestBuilder):
                 order = [*(f"min({value}) OVER {together}" for value in order), *order]
             values = {"user": "u.number", "time": f"{order[0]} * {logs_spec.TIME_UNITS[unit]}"}
             if name == "impressions":
-                values |= {"row": "e.rowid", "label": f"e.{tables.column(events.label)}"}
+                values |= {"row": "e.rowid", "label": _label(events)}
             for feature, column in self._features_of(name).items():
                 if feature not in computed:
                     values[f"f_{feature}"] = self._value(column, loaded[name])
@@ -376,6 +378,14 @@ class LogBuilder(requests.RequestBuilder):
 def _names(path, format_):
     names = tables.column_names(path, format_)
     return {*names, *(name.strip() for name in names)}
+
+
+def _label(events):
+    """SQL of an impression's label, 0 or 1."""
+    label = f"e.{tables.column(events.label)}"
+    if not events.positive:
+        return label
+    return f"({label} IN ({', '.join(map(tables.literal, events.positive))}))::FLOAT"
 
 
 class Logs(LogBuilder):

@@ -54,6 +54,9 @@ class Events:
         time_unit: str. Unit of the integer times, one of `TIME_UNITS`. Others have their own unit.
         label: str. Column of 0 and 1, or of `true` and `false`. Impressions must have it. Defaults
             to `""`.
+        positive: tuple of str. The labels that are positive, as they stand in the files, such as
+            `["4", "5"]` of ratings from 1 to 5; all others are negative. Defaults to `()`, where
+            labels are 0 and 1.
         request: str. Column that says which impressions were shown together, such as the id of a
             request, a page or a session; for impressions only. All impressions of one user with the
             same value count as shown at the time of the first of them, so that they share one
@@ -73,6 +76,7 @@ class Events:
     time: str
     time_unit: str
     label: str = ""
+    positive: tuple[str, ...] = ()
     request: str = ""
     keep: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     join: tuple[Join, ...] = ()
@@ -191,6 +195,8 @@ class Spec:
                 _check_format(f"{where}.join[{i}]", join)
         if not self.impressions.label:
             raise _Wrong("impressions.label", "the name of a column", "nothing")
+        if self.behaviors.positive:
+            raise ValueError("'behaviors.positive' must stand in 'impressions'")
         if self.behaviors.request:
             raise ValueError("'behaviors.request' must stand in 'impressions'")
         used = {feature.table for feature in self.features.values()}
@@ -280,7 +286,7 @@ class Spec:
         # A spec without these keys has the digits that it had before there were the keys.
         _remove(content, null=sql_values.NULLS)
         for events in (content["impressions"], content["behaviors"]):
-            _remove(events, request="")
+            _remove(events, request="", positive=())
             for files in (events, *events["join"]):
                 _remove(files, **csv_files.COMMAS._asdict())
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
