@@ -8,6 +8,7 @@ import random
 import re
 
 import pytest
+from small_specs import SPEC, changed
 
 from tfrec_diffusion.datasets import sql_values
 from tfrec_diffusion.datasets.preparation import Preparation, prepare
@@ -15,24 +16,11 @@ from tfrec_diffusion.prepared_directory import PreparedDirectory
 
 LINES = 10_000
 COLUMNS = ("user", "ts", "item", "shop", "click")
-SPEC = {
-    "splits": {"train_until": "1970-01-01T01:00:00", "validation_until": "1970-01-01T01:40:00"},
-    "impressions": {
-        "files": "impressions.csv", "user": "user", "time": "ts", "time_unit": "s", "label": "click"
-    },
-    "behaviors": {"files": "behaviors.csv", "user": "user", "time": "ts", "time_unit": "s"},
-    "tables": {
-        "user": {"kind": "vocabulary", "dtype": "string"},
-        "item": {"kind": "vocabulary", "dtype": "int64"},
-        "shop": {"kind": "vocabulary", "dtype": "string"},
-    },
-    "features": {
-        "user": {"group": "user", "column": "user", "table": "user"},
-        "item": {"group": "candidate", "column": "item", "table": "item"},
-        "shop": {"group": "candidate", "column": "shop", "table": "shop"},
-        "history_item": {"group": "history", "column": "item", "table": "item"},
-    },
-}  # fmt: skip
+SPEC = changed(
+    SPEC,
+    splits={"train_until": "1970-01-01T01:00:00", "validation_until": "1970-01-01T01:40:00"},
+    features__history_shop=None,
+)
 # Every value that is odd somewhere, beside the usual one.
 ODD = {
     "user": ("", "NULL", "é", "日本", " ann", "ann ", '"a,b"', '"a""b"', "\0", "\\N", '""'),

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
+import small_specs
 
 from tfrec_diffusion import schema as schema_lib
 from tfrec_diffusion.datasets import tables
@@ -116,19 +117,7 @@ def directory(tmp_path_factory):
     return prepare_tables(tmp_path_factory.mktemp("logs"))
 
 
-def changed(**values):
-    """SPEC with `a__b=value` for spec["a"]["b"] = value; a value of None removes the key."""
-    spec = copy.deepcopy(SPEC)
-    for path, value in values.items():
-        *parents, key = path.split("__")
-        place = spec
-        for parent in parents:
-            place = place[parent]
-        if value is None:
-            del place[key]
-        else:
-            place[key] = value
-    return spec
+changed = functools.partial(small_specs.changed, SPEC)
 
 
 def with_minutes(column, *boundaries, **table):

@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import functools
 import io
 import json
 import pathlib
@@ -11,36 +12,14 @@ import commands
 import numpy as np
 import pandas as pd
 import pytest
+import small_specs
+from small_specs import SPEC
 
 from tfrec_diffusion.datasets import sql_values
 from tfrec_diffusion.datasets.logs_spec import Spec
 from tfrec_diffusion.datasets.preparation import Preparation, describe, prepare
 from tfrec_diffusion.prepared_directory import PreparedDirectory
 
-SPLITS = {"train_until": "2024-05-03", "validation_until": "2024-05-05"}
-SPEC = {
-    "splits": SPLITS,
-    "impressions": {
-        "files": "impressions*",
-        "user": "user",
-        "time": "ts",
-        "time_unit": "s",
-        "label": "click",
-    },
-    "behaviors": {"files": "behaviors*", "user": "user", "time": "ts", "time_unit": "s"},
-    "tables": {
-        "user": {"kind": "vocabulary", "dtype": "string"},
-        "item": {"kind": "vocabulary", "dtype": "int64"},
-        "shop": {"kind": "vocabulary", "dtype": "string"},
-    },
-    "features": {
-        "user": {"group": "user", "column": "user", "table": "user"},
-        "item": {"group": "candidate", "column": "item", "table": "item"},
-        "shop": {"group": "candidate", "column": "shop", "table": "shop"},
-        "history_item": {"group": "history", "column": "item", "table": "item"},
-        "history_shop": {"group": "history", "column": "shop", "table": "shop"},
-    },
-}
 DAY = 86400
 MAY_1 = 1714521600
 # One impression a day from 1 to 6 May, at noon; ann's behaviors are at 6 o'clock of 1 and 3 May.
@@ -54,16 +33,7 @@ BEHAVIORS = "user,ts,item,shop\n" + "".join(
 )
 
 
-def changed(**values):
-    """SPEC with `a__b=value` for spec["a"]["b"] = value."""
-    spec = json.loads(json.dumps(SPEC))
-    for path, value in values.items():
-        *parents, key = path.split("__")
-        place = spec
-        for parent in parents:
-            place = place[parent]
-        place[key] = value
-    return spec
+changed = functools.partial(small_specs.changed, SPEC)
 
 
 @pytest.fixture

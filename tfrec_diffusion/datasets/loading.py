@@ -6,8 +6,7 @@ from typing import NamedTuple
 from tfrec_diffusion.datasets import csv_files, places, raw_columns, sql_values, text_files
 from tfrec_diffusion.datasets.sql import literal, quoted
 
-# Columns of a table while it is loaded: the file of each row, and what is wrong with its values.
-_FILE = quoted("file of the row")
+# Column of a table while it is loaded: what is wrong with the values of each row.
 _FAULTS = quoted("faults of the row")
 # Column of a table with records of several lines: how many lines a row has.
 LINES = quoted("lines of the row")
@@ -83,7 +82,6 @@ class Loader:
         self._table = table
         self._columns = columns
         self._options = options
-        self._several_files = False
         self._damage = []
 
     def load(self, paths):
@@ -96,15 +94,12 @@ class Loader:
             Tuple of the `places.Places` of its rows and of the set of the names of the columns that
             hold nanoseconds, because the files have TIMESTAMPs or times in ISO 8601.
         """
-        self._several_files = len(paths) > 1
         inputs = [self._input(i, path) for i, path in enumerate(paths)]
         raw_columns.check_case(self._columns)
         inputs, stamped = self._with_times(inputs)
-        rejected = {}
         # Of several files in one statement, DuckDB may take the second one first.
-        for i, item in enumerate(inputs):
-            rejected |= self._insert(item, created=i > 0)
-        at = self._places(inputs, rejected)
+        read = [self._insert(item, created=i > 0) for i, item in enumerate(inputs)]
+        at = self._places(inputs, read)
         self._drop_damage()
         for item in inputs:
             if item.read_path != item.path:
@@ -204,7 +199,7 @@ class Loader:
     # Reading
 
     def _insert(self, item, created):
-        """Reads a file; returns the rejected records by path."""
+        """Reads a file; returns its number of rows, and why each rejected record was left out."""
         raw = [f"{self._raw(item, j)} AS {quoted(f'raw {j}')}" for j in self._indices]
         values = [self._value(item.types[j], j) for j in self._indices]
         firsts = [
@@ -217,19 +212,20 @@ class Loader:
             f"{quoted(f'value {j}')}::{kind} AS {raw_columns.column(name)}"
             for j, (name, kind) in enumerate(self._columns.items())
         ]
-        file = [_FILE] if self._several_files else []
-        rows = f"SELECT {', '.join([*raw, *file])} FROM {self._source(item)}"
+        rows = f"SELECT {', '.join(raw)} FROM {self._source(item)}"
         rows = f"SELECT {', '.join(['*', *firsts])} FROM ({rows})"
         rows = f"SELECT {', '.join(['*', *parsed])} FROM ({rows})"
-        rows = f"SELECT {', '.join([*names, _faults(values), *file])} FROM ({rows})"
+        rows = f"SELECT {', '.join([*names, _faults(values)])} FROM ({rows})"
         if self._options.wanted:
             rows = f"SELECT *, coalesce({self._options.wanted}, false) AS wanted FROM ({rows})"
             columns = map(raw_columns.column, self._columns)
             cases = [f"CASE WHEN wanted THEN {name} END AS {name}" for name in columns]
-            rows = f"SELECT {', '.join([*cases, 'wanted', _FAULTS, *file])} FROM ({rows})"
+            rows = f"SELECT {', '.join([*cases, 'wanted', _FAULTS])} FROM ({rows})"
         begin = "INSERT INTO {} {}" if created else "CREATE TABLE {} AS {}"
-        self._execute(begin.format(quoted(self._table), rows), f"Reading {self._table}")
-        return self._rejected() if item.checked else {}
+        ((count,),) = self._execute(
+            begin.format(quoted(self._table), rows), f"Reading {self._table}"
+        )
+        return count, self._rejected() if item.checked else {}
 
     @property
     def _indices(self):
@@ -237,9 +233,8 @@ class Loader:
 
     def _source(self, item):
         path = literal(item.read_path)
-        named = f"filename = {literal(_FILE[1:-1])}"
         if item.checked is None:
-            return f"read_parquet({path}, {named})"
+            return f"read_parquet({path})"
         delimiter, quote = map(literal, self._options.format)
         columns = ", ".join(f"'c{i}': 'VARCHAR'" for i in range(len(item.names)))
         # Threads that begin within a value of several lines may take it for several records.
@@ -248,7 +243,7 @@ class Loader:
             f"read_csv({path}, columns = {{{columns}}}, auto_detect = false, "
             f"header = {self._options.header is None}, delim = {delimiter}, quote = {quote}, "
             f"escape = {quote}, parallel = {parallel}, "
-            f"{named}, store_rejects = true, rejects_table = 'rejects', rejects_scan = 'scans')"
+            f"store_rejects = true, rejects_table = 'rejects', rejects_scan = 'scans')"
         )
 
     def _raw(self, item, j):
@@ -269,48 +264,27 @@ class Loader:
         # A line may be wrong in several columns; the first of them is reported.
         records = self._execute(
             """
-            SELECT file_path, list(line), list(error)
-            FROM (
-                SELECT file_path, line, arg_min(error_type::VARCHAR, column_idx) AS error
-                FROM rejects JOIN scans USING (scan_id, file_id)
-                GROUP BY file_path, line
-                ORDER BY line
-            )
-            GROUP BY file_path
+            SELECT line, arg_min(error_type::VARCHAR, column_idx)
+            FROM rejects
+            GROUP BY line
+            ORDER BY line
             """
         )
         for name in ("rejects", "scans"):
             self._execute(f"DROP TABLE {name}")
-        return {
-            path: {n: _REJECTIONS[error] for n, error in zip(numbers, errors, strict=True)}
-            for path, numbers, errors in records
-        }
+        return {number: _REJECTIONS[error] for number, error in records}
 
     # After reading
 
-    def _places(self, inputs, rejected):
+    def _places(self, inputs, read):
         """Counts all lines in the report; returns where the rows stood."""
-        table = quoted(self._table)
-        if self._several_files:
-            rows = dict(self._execute(f"SELECT {_FILE}, count(*) FROM {table} GROUP BY {_FILE}"))
-            self._execute(f"ALTER TABLE {table} DROP COLUMN {_FILE}")
-        else:
-            ((count,),) = self._execute(f"SELECT count(*) FROM {table}")
-            rows = {str(inputs[0].read_path): count}
         files, first_row = [], 0
-        for item in inputs:
-            path = str(item.read_path)
+        for item, (rows, rejected) in zip(inputs, read, strict=True):
             has_header = item.checked is not None and self._options.header is None
             files.append(
-                places.FilePlaces(
-                    item.path.name,
-                    first_row,
-                    1 + has_header,
-                    rejected.get(path, {}),
-                    item.checked,
-                )
+                places.FilePlaces(item.path.name, first_row, 1 + has_header, rejected, item.checked)
             )
-            first_row += rows.get(path, 0)
+            first_row += rows
         at = places.Places(files)
         self._report.read(self._table, first_row + sum(n - 1 for _, n in at.long_rows))
         dropped = {}

@@ -6,6 +6,7 @@ from keras import ops
 
 from tfrec_diffusion.layers.arguments import check_positive_integers
 from tfrec_diffusion.layers.normalization import layer_norm, unit_scale
+from tfrec_diffusion.layers.pooling import masked_mean
 from tfrec_diffusion.layers.transformer import newest
 
 
@@ -148,9 +149,7 @@ class LongTermEncoder(keras.layers.Layer):
 
     def call(self, history, history_mask):
         behaviors, real = self.encoder(history, history_mask)
-        weights = ops.cast(real, behaviors.dtype)[:, None]
-        mean = ops.matmul(weights, behaviors)[:, 0]
-        return unit_scale(mean / ops.maximum(ops.sum(weights, axis=-1), 1.0))
+        return unit_scale(masked_mean(behaviors, real))
 
     def compute_output_spec(self, history, history_mask):
         return keras.KerasTensor((history.shape[0], history.shape[-1]), self.compute_dtype)

@@ -18,8 +18,6 @@ from tfrec_diffusion.layers.contrast import ContrastiveCalibrator
 from tfrec_diffusion.layers.evidence import ChannelEvidence
 from tfrec_diffusion.layers.multi_interest import MultiInterestExtractor
 from tfrec_diffusion.layers.orthogonal import OrthogonalChannels, TargetChannel
-from tfrec_diffusion.layers.pooling import MaskedMean
-from tfrec_diffusion.layers.product import TargetProduct
 from tfrec_diffusion.layers.routing import (
     SoftRouting,
     StraightThroughRouting,
@@ -30,7 +28,7 @@ from tfrec_diffusion.layers.routing import (
 from tfrec_diffusion.layers.transformer import TargetTransformer
 from tfrec_diffusion.layers.variational import VariationalGenerator
 from tfrec_diffusion.models.base import RankingModel
-from tfrec_diffusion.models.parts import BehaviorFeatures
+from tfrec_diffusion.models.parts import BehaviorFeatures, HistoryProfile
 from tfrec_diffusion.models.request import as_schema
 
 _ROUTINGS = {
@@ -202,7 +200,7 @@ class DiffuMIN(RankingModel):
         # === Layers ===
         schema = as_schema(schema)
         dtype = kwargs.get("dtype")
-        # Selection, diffusion, contrast and the profile stay in float32 under mixed precision.
+        # Selection, diffusion and contrast stay in float32 under mixed precision.
         if decompose_target:
             sized = schema.with_dim(kwargs.get("embedding_dim"))
             widths = tuple(sized.table(f.table).dim for f in sized.group("history"))
@@ -260,9 +258,7 @@ class DiffuMIN(RankingModel):
                 dtype=dtype,
                 name="diffumin.short_term",
             )
-        if profile_units is not None:
-            pooling = MaskedMean(dtype="float32", name="diffumin.history_mean")
-            match = TargetProduct(profile_units, dtype="float32", name="diffumin.profile")
+        profile = HistoryProfile(profile_units, "diffumin")
         features_of = BehaviorFeatures(
             schema, cross_features, embedding_stddev, dtype, "diffumin.cross_features"
         )
@@ -289,8 +285,7 @@ class DiffuMIN(RankingModel):
                     augmented = calibrate(r, augmented, candidate_mask, users)
                 inputs.append(of_channels(augmented, "augmented"))
             history = features_of.add(history, embedded)
-            if profile_units is not None:
-                inputs.append(match(pooling(history, history_mask), target))
+            inputs += profile(history, history_mask, target)
             if short_term_length is not None:
                 inputs.append(transformer(history, target, history_mask))
             elif not candidate_in_tower:
@@ -337,7 +332,7 @@ class DiffuMIN(RankingModel):
         self.aggregated_in_tower = aggregated_in_tower
         self.candidate_in_tower = candidate_in_tower
         self.short_term_length = short_term_length
-        self.profile_units = None if profile_units is None else match.units
+        self.profile_units = profile.units
         self.cross_features = None if cross_features is None else features_of.names
         self.behavior_features = features_of.names
         self.num_heads = num_heads

@@ -11,11 +11,10 @@ from tfrec_diffusion.diffusion.guidance import ClassifierFreeGuidance, SemanticG
 from tfrec_diffusion.layers.arguments import check_choice, choose
 from tfrec_diffusion.layers.attention import LocalActivationUnit
 from tfrec_diffusion.layers.encoder import LongTermEncoder
-from tfrec_diffusion.layers.pooling import MaskedMean
 from tfrec_diffusion.layers.product import TargetProduct
 from tfrec_diffusion.layers.sessions import ShortTermEncoder
 from tfrec_diffusion.models.base import RankingModel
-from tfrec_diffusion.models.parts import BehaviorFeatures
+from tfrec_diffusion.models.parts import BehaviorFeatures, HistoryProfile
 from tfrec_diffusion.models.request import as_schema
 
 # What is denoised, and whether the other one guides it.
@@ -201,9 +200,7 @@ class HierDiffuse(RankingModel):
         attention = LocalActivationUnit(
             activation=activation, dtype=kwargs.get("dtype"), name="hierdiffuse.attention"
         )
-        if profile_units is not None:
-            pooling = MaskedMean(dtype="float32", name="hierdiffuse.history_mean")
-            match = TargetProduct(profile_units, dtype="float32", name="hierdiffuse.profile")
+        profile = HistoryProfile(profile_units, "hierdiffuse")
         features_of = BehaviorFeatures(
             schema, cross_features, embedding_stddev, "float32", "hierdiffuse.cross_features"
         )
@@ -238,8 +235,7 @@ class HierDiffuse(RankingModel):
                     )(x, target)
                     for i, x in enumerate(interests)
                 ]
-            if profile_units is not None:
-                interests.append(match(pooling(history, history_mask), target))
+            interests += profile(history, history_mask, target)
             if target_attention:
                 interests.append(attention(history, target, history_mask, candidate_mask))
             return request.tower_inputs(*interests)
@@ -279,7 +275,7 @@ class HierDiffuse(RankingModel):
         self.interests_in_tower = interests_in_tower
         self.interaction = interaction
         self.interaction_units = tuple(interaction_units)
-        self.profile_units = None if profile_units is None else match.units
+        self.profile_units = profile.units
         self.cross_features = None if cross_features is None else features_of.names
         self.has_user_state = not target_attention
 

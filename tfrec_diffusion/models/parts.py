@@ -9,6 +9,8 @@ from tfrec_diffusion.layers.cross_features import (
     CrossBias,
 )
 from tfrec_diffusion.layers.normalization import unit_scale
+from tfrec_diffusion.layers.pooling import MaskedMean
+from tfrec_diffusion.layers.product import TargetProduct
 from tfrec_diffusion.layers.search import Newest, TopScores
 from tfrec_diffusion.layers.target_attention import QueryScores, TargetAttention, TargetQuery
 
@@ -63,6 +65,38 @@ class ShortTerm:
     def __call__(self, request):
         newest = self._newest(request)
         return self._attention(self._query(request.target), newest.history, newest.history_mask)
+
+
+class HistoryProfile:
+    """The match of the candidate with the mean of the whole history, in float32.
+
+    Args:
+        units: Sequence of int or `None`. As of `TargetProduct`. If `None`, there is none.
+        model: str. Name of the model, with which the layers' names begin.
+
+    Call arguments:
+        history: float tensor of shape (batch, length, d).
+        history_mask: bool tensor of shape (batch, length), True = real.
+        target: float tensor of shape (batch, candidates, d).
+
+    Returns:
+        List of the float tensor of shape (batch, candidates, d), or of nothing.
+
+    Attributes:
+        units: Tuple of int, or `None`.
+    """
+
+    def __init__(self, units, model):
+        self.units = None
+        if units is not None:
+            self._pooling = MaskedMean(dtype="float32", name=f"{model}.history_mean")
+            self._match = TargetProduct(units, dtype="float32", name=f"{model}.profile")
+            self.units = self._match.units
+
+    def __call__(self, history, history_mask, target):
+        if self.units is None:
+            return []
+        return [self._match(self._pooling(history, history_mask), target)]
 
 
 class BehaviorFeatures:
