@@ -85,6 +85,20 @@ def test_gauc_leaves_out_groups_with_one_class(users):
     )
 
 
+@pytest.mark.parametrize("distinct_scores", [5, 10_000])
+def test_a_weight_of_two_is_as_two_rows(distinct_scores):
+    labels, scores, groups = make_impressions(seed=0, distinct_scores=distinct_scores)
+    probabilities = 1 / (1 + np.exp(-scores))
+    weights = np.random.default_rng(1).integers(0, 4, len(labels))
+    repeated = [np.repeat(column, weights) for column in (labels, probabilities, groups)]
+    expected = metrics.summary(*repeated)
+    found = metrics.summary(labels, probabilities, groups, weights)
+    assert found == pytest.approx(expected, rel=1e-12)
+    # Only their proportions matter.
+    assert metrics.summary(labels, probabilities, groups, weights / 7) == pytest.approx(expected)
+    assert found != pytest.approx(metrics.summary(labels, probabilities, groups))
+
+
 def test_auc_is_gauc_of_one_group():
     labels, scores, _ = make_impressions(seed=1)
     assert metrics.gauc(labels, scores, np.full(300, 42)) == metrics.auc(labels, scores)
@@ -219,6 +233,13 @@ def test_wrong_input_is_refused(labels, scores, groups, message):
 def test_wrong_input_of_auc_and_log_loss_is_refused(metric, labels, scores, message):
     with pytest.raises(ValueError, match=message):
         metric(labels, scores)
+
+
+@pytest.mark.parametrize("metric", [metrics.auc, metrics.log_loss])
+@pytest.mark.parametrize("weight", [-1, math.nan])
+def test_wrong_weights_are_refused(metric, weight):
+    with pytest.raises(ValueError, match=r"`weights` must be at least 0. Received: weights\[1\]="):
+        metric([0, 1], [0.1, 0.2], weights=[1, weight])
 
 
 def test_probabilities_outside_0_and_1_are_refused():

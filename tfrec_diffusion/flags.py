@@ -47,6 +47,7 @@ def prepare(values):
 def train(values):
     """Flags of `python -m tfrec_diffusion.train`."""
     _prepared(values)
+    _label(values)
     _model_dir(values)
     flags.DEFINE_enum(
         "model", "din", sorted(names.MODELS), "the model to train", flag_values=values
@@ -123,6 +124,7 @@ def export(values):
 def inspect(values):
     """Flags of `python -m tfrec_diffusion.inspect`."""
     _prepared(values)
+    _label(values)
     flags.DEFINE_string("split", None, "a split; default: all", flag_values=values)
     flags.DEFINE_integer("requests", 3, "to show of the first split", 0, flag_values=values)
     flags.DEFINE_string(
@@ -177,6 +179,13 @@ def _prepared(values):
         "clustered/<name of the data set that was clustered>", required=True, flag_values=values,
     )  # fmt: skip
     _data_dir(values)
+
+
+def _label(values):
+    flags.DEFINE_string(
+        "label", "", "which of the data set's labels; default: the first one, which has no name",
+        flag_values=values,
+    )  # fmt: skip
 
 
 def _data_dir(values):

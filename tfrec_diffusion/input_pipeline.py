@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec_diffusion.prepared_directory import PreparedDirectory
-from tfrec_diffusion.schema import GROUP_ID, LABEL, PADDING, Schema
+from tfrec_diffusion.schema import GROUP_ID, LABEL, PADDING, WEIGHT, Schema, label_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +93,8 @@ class RequestData:
         directory: str or `pathlib.Path`. Directory that `python -m tfrec_diffusion.prepare` wrote.
         history_length: int or `None`. How many behaviors of each history to read, the newest ones.
             If `None`, all of them. Defaults to `None`.
+        label: str. Name of the label to read, one of `Schema.labels`, or `""` for the first one.
+            Defaults to `""`.
 
     Attributes:
         directory: `pathlib.Path`, absolute.
@@ -100,7 +102,7 @@ class RequestData:
 
     Raises:
         FileNotFoundError: If there is no prepared data set.
-        ValueError: If `history_length` is longer than what was prepared.
+        ValueError: If `history_length` is longer than what was prepared, or there is no such label.
 
     Example:
 
@@ -110,8 +112,13 @@ class RequestData:
     >>> model.fit(data.batches("train", shuffle_seed=0), validation_data=data.batches("validation"))
     """
 
-    def __init__(self, directory, history_length=None):
+    def __init__(self, directory, history_length=None, label=""):
         schema = Schema.load(directory)
+        if label not in ("", *schema.labels):
+            raise ValueError(
+                f"`label` must be one of {list(schema.labels)}, or '' for the first one of "
+                f"{directory}. Received: {label!r}"
+            )
         if history_length is not None:
             if not 1 <= history_length <= schema.history_length:
                 raise ValueError(
@@ -122,6 +129,7 @@ class RequestData:
         prepared = PreparedDirectory(directory)
         self.directory = prepared.path
         self.schema = schema
+        self._label = label_key(label)
         self._splits = prepared.splits()
         self._report = prepared.report
         # Data sets of before there were groups do not say.
@@ -292,7 +300,8 @@ class RequestData:
             `tf.data.Dataset` of (features, label, weight) or, with `with_group_id`, (features,
             label, weight, group_id). `features` is a dict of int32 and float32 tensors as in
             `Schema.keras_inputs`. `label` and `weight` are float32 tensors of shape (batch,
-            candidates); the weight is 0 where a candidate is padding. `group_id` is an int64 tensor
+            candidates); the weight is 0 where a candidate is padding, and 1 elsewhere unless the
+            data set has weights. `group_id` is an int64 tensor
             of shape (batch,). XLA compiles a model once for each number of candidates, so batches
             are padded to few numbers: beyond 8, four from one power of two to the next.
 
@@ -382,8 +391,10 @@ class RequestData:
             else:
                 shape = entry
             features[feature.name] = _decode(value, dtype, *shape)
-        label = _decode(parsed[LABEL], tf.float32, candidates)
+        label = _decode(parsed[self._label], tf.float32, candidates)
         weight = tf.cast(tf.not_equal(features[schema.candidate_key], PADDING), tf.float32)
+        if schema.weighted:
+            weight *= _decode(parsed[WEIGHT], tf.float32, candidates)
         if with_group_id:
             return features, label, weight, parsed[GROUP_ID]
         return features, label, weight

@@ -13,6 +13,7 @@ def main(values):
     for part in describe(
         find_prepared(values.data_dir, values.dataset),
         picture=values.picture,
+        label=values.label,
         split=values.split,
         requests=values.requests,
     ):

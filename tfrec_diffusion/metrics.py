@@ -9,7 +9,7 @@ import numpy as np
 _EPSILON = 2.0**-23
 
 
-def auc(labels, scores):
+def auc(labels, scores, weights=None):
     """Area under the ROC curve: the probability that a positive outscores a negative.
 
     This is the share of all pairs of a positive and a negative row in which the positive has the
@@ -18,15 +18,18 @@ def auc(labels, scores):
     Args:
         labels: array of shape (rows,), of any numeric dtype. 0 or 1.
         scores: array of shape (rows,), of any numeric dtype. Only their order matters.
+        weights: array of shape (rows,) or `None`. How much each row counts, at least 0: a pair
+            counts the product of its rows' weights. If `None`, each row counts 1. Defaults to
+            `None`.
 
     Returns:
         float in [0, 1], or NaN if there is no such pair: with one class only, or no rows.
 
     Raises:
         ValueError: If the arguments differ in length or are not 1-D, if a label is neither 0 nor 1,
-            or if a score is NaN.
+            if a score is NaN, or if a weight is negative or NaN.
     """
-    return gauc(labels, scores, np.zeros(np.shape(labels), np.int64))
+    return gauc(labels, scores, np.zeros(np.shape(labels), np.int64), weights)
 
 
 def comparable(auc):
@@ -61,8 +64,10 @@ def best(results):
     return losses.index(min(losses))
 
 
-def gauc(labels, scores, groups):
+def gauc(labels, scores, groups, weights=None):
     """Group AUC: the mean of the groups' AUCs, weighted by their numbers of rows.
+
+    With weights of the rows, a group's is their sum.
 
     A group is usually a user. One that has only one class has no AUC, and is left out of the mean
     and of the weights.
@@ -73,6 +78,7 @@ def gauc(labels, scores, groups):
             matters.
         groups: int array of shape (rows,). Id of each row's group. Ids may be any integers, and
             rows may come in any order.
+        weights: array of shape (rows,) or `None`. As in `auc`. Defaults to `None`.
 
     Returns:
         float in [0, 1], or NaN if no group has both classes.
@@ -80,10 +86,12 @@ def gauc(labels, scores, groups):
     Raises:
         ValueError: As in `auc`, and if `groups` are not integers.
     """
-    labels, scores, groups = _columns(labels=labels, scores=scores, groups=groups)
+    labels, scores, groups, weights = _columns(
+        labels=labels, scores=scores, groups=groups, weights=weights
+    )
     if not len(labels):
         return math.nan
-    positives, negatives, twice_ordered = _count_pairs(labels == 1, scores, groups)
+    positives, negatives, twice_ordered = _count_pairs(labels == 1, scores, groups, weights)
     defined = (positives > 0) & (negatives > 0)
     if not defined.any():
         return math.nan
@@ -92,7 +100,7 @@ def gauc(labels, scores, groups):
     return float(np.sum(aucs * (impressions / impressions.sum())))
 
 
-def log_loss(labels, probabilities):
+def log_loss(labels, probabilities, weights=None):
     """Mean negative log-likelihood of the labels, with the natural logarithm, in float64.
 
     Probabilities are clipped to [2^-23, 1 - 2^-23], so that no row costs more than 15.95.
@@ -101,30 +109,36 @@ def log_loss(labels, probabilities):
         labels: array of shape (rows,), of any numeric dtype. 0 or 1.
         probabilities: array of shape (rows,), of any numeric dtype. Predicted probability of the
             label 1.
+        weights: array of shape (rows,) or `None`. How much each row counts in the mean, at least 0.
+            If `None`, each counts 1. Defaults to `None`.
 
     Returns:
         float, in nats per row, or NaN if there are no rows.
 
     Raises:
         ValueError: If the arguments differ in length or are not 1-D, if a label is neither 0 nor 1,
-            or if a probability is NaN or outside [0, 1].
+            if a probability is NaN or outside [0, 1], or if a weight is negative or NaN.
     """
-    labels, probabilities = _columns(labels=labels, probabilities=probabilities)
+    labels, probabilities, weights = _columns(
+        labels=labels, probabilities=probabilities, weights=weights
+    )
     outside = (probabilities < 0) | (probabilities > 1)
     _refuse(outside, "probabilities", probabilities, "in [0, 1]")
     if not len(labels):
         return math.nan
     p = np.clip(probabilities.astype(np.float64), _EPSILON, 1 - _EPSILON)
-    return float(-np.mean(np.log(np.where(labels == 1, p, 1 - p))))
+    losses = -np.log(np.where(labels == 1, p, 1 - p))
+    return float(np.mean(losses) if weights is None else np.average(losses, weights=weights))
 
 
-def summary(labels, probabilities, groups):
+def summary(labels, probabilities, groups, weights=None):
     """AUC, GAUC and log loss of click probabilities.
 
     Args:
         labels: array of shape (rows,). As in `gauc`.
         probabilities: array of shape (rows,). As in `log_loss`.
         groups: int array of shape (rows,). As in `gauc`.
+        weights: array of shape (rows,) or `None`. As in `auc`. Defaults to `None`.
 
     Returns:
         dict of floats `auc`, `gauc` and `log_loss`.
@@ -133,9 +147,9 @@ def summary(labels, probabilities, groups):
         ValueError: As in `gauc` and `log_loss`.
     """
     return {
-        "auc": auc(labels, probabilities),
-        "gauc": gauc(labels, probabilities, groups),
-        "log_loss": log_loss(labels, probabilities),
+        "auc": auc(labels, probabilities, weights),
+        "gauc": gauc(labels, probabilities, groups, weights),
+        "log_loss": log_loss(labels, probabilities, weights),
     }
 
 
@@ -162,30 +176,33 @@ def rela_impr(auc, base_auc):
     return float(((auc - 0.5) / (base_auc - 0.5) - 1) * 100)
 
 
-def _count_pairs(positive, scores, groups):
-    """Counts the pairs of each group.
+def _count_pairs(positive, scores, groups, weights):
+    """Counts the pairs of each group, by their weights if there are weights.
 
     Args:
         positive: bool array of shape (rows,), with at least one row.
         scores: array of shape (rows,), without NaN.
         groups: int array of shape (rows,).
+        weights: array of shape (rows,), or `None`.
 
     Returns:
-        Tuple of three int64 arrays of shape (groups,), in increasing order of the groups' ids: the
+        Tuple of three arrays of shape (groups,), in increasing order of the groups' ids: the
         positives, the negatives, and twice the number of rightly ordered pairs, where a tie is half
-        a pair.
+        a pair. They are int64, or float64 with weights.
     """
     # Two sorts are faster than `np.lexsort`, because the first need not be stable.
     order = np.argsort(scores)
     order = order[np.argsort(groups[order], kind="stable")]
-    positive, scores, groups = positive[order].astype(np.int64), scores[order], groups[order]
+    positive, scores, groups = positive[order], scores[order], groups[order]
+    weights = np.int64(1) if weights is None else weights[order].astype(np.float64)
+    positive, negative = weights * positive, weights * ~positive
     new_group = np.append(True, groups[1:] != groups[:-1])
     new_score = np.append(True, scores[1:] != scores[:-1])
 
     # A tie is all rows of one group with one score, which is mostly a single row.
     tie_starts = np.flatnonzero(new_group | new_score)
     tie_positives = np.add.reduceat(positive, tie_starts)
-    tie_negatives = np.diff(tie_starts, append=len(positive)) - tie_positives
+    tie_negatives = np.add.reduceat(negative, tie_starts)
 
     group_starts = np.flatnonzero(new_group[tie_starts])
     positives = np.add.reduceat(tie_positives, group_starts)
@@ -199,24 +216,29 @@ def _count_pairs(positive, scores, groups):
 
 
 def _columns(**columns):
-    """Turns columns into arrays, and checks them as the public docstrings promise."""
-    columns = {name: np.asarray(values) for name, values in columns.items()}
-    for name, values in columns.items():
+    """Turns columns into arrays, and checks them as the public docstrings promise.
+
+    Those that are `None` stay so.
+    """
+    given = {name: np.asarray(values) for name, values in columns.items() if values is not None}
+    for name, values in given.items():
         if values.ndim != 1:
             raise ValueError(f"`{name}` must be 1-D. Received: shape={values.shape}")
         kinds, expected = ("iu", "integers") if name == "groups" else ("biuf", "numbers")
         if values.dtype.kind not in kinds:
             raise ValueError(f"`{name}` must be {expected}. Received: dtype={values.dtype}")
-    lengths = {name: len(values) for name, values in columns.items()}
+    lengths = {name: len(values) for name, values in given.items()}
     if len(set(lengths.values())) > 1:
-        names = ", ".join(f"`{name}`" for name in columns)
+        names = ", ".join(f"`{name}`" for name in given)
         raise ValueError(f"{names} must have the same length. Received: {lengths}")
-    for name, values in columns.items():
-        if name == "labels":
+    for name, values in given.items():
+        if name == "weights":
+            _refuse(~(values >= 0), name, values, "at least 0")
+        elif name == "labels":
             _refuse((values != 0) & (values != 1), name, values, "0 or 1")
         else:
             _refuse(np.isnan(values), name, values, "a number")
-    return columns.values()
+    return (columns | given).values()
 
 
 def _refuse(bad, name, values, expected):

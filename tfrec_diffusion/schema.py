@@ -16,6 +16,8 @@ import tensorflow as tf
 GROUPS = ("user", "context", "candidate", "history", "behavior")
 PADDING, OUT_OF_VOCABULARY, FIRST_INDEX = 0, 1, 2
 LABEL, GROUP_ID = "label", "group_id"
+# Entry of a record with a weight of each candidate. No feature can have the name.
+WEIGHT = "impression weight"
 FILE_NAME = "schema.json"
 
 _RAW_DTYPES = {
@@ -194,6 +196,10 @@ class Schema:
             Defaults to `None`.
         negative_rate: float. Share of the negatives (label 0) that the data set kept, in (0, 1],
             the same in every split. Defaults to `1.0`.
+        labels: sequence of str. Names of the labels that candidates have beside the first one,
+            which has no name. Defaults to `()`.
+        weighted: bool. Whether each candidate has a weight in the loss and in the metrics, a
+            positive number. Defaults to `False`, where each counts 1.
 
     Raises:
         ValueError: If the features and tables do not go together, or a number is out of its range.
@@ -205,13 +211,18 @@ class Schema:
     history_length: int
     directory: str | None = dataclasses.field(default=None, compare=False)
     negative_rate: float = 1.0
+    labels: tuple[str, ...] = ()
+    weighted: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "features", tuple(self.features))
-        object.__setattr__(self, "tables", tuple(self.tables))
+        for name in ("features", "tables", "labels"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in self.labels:
+            _check_name(name)
         for kind, names in (
             ("features", [f.name for f in self.features]),
             ("tables", [t.name for t in self.tables]),
+            ("labels", self.labels),
         ):
             if len(set(names)) != len(names):
                 raise ValueError(f"`{kind}` must have unique names. Received: {names}")
@@ -314,6 +325,14 @@ class Schema:
         }
 
     @property
+    def targets(self):
+        """tuple of str. Entries of a record with a number for each candidate that is no feature:
+        the labels, the first one first, and the weight if there are weights.
+        """
+        labels = map(label_key, ("", *self.labels))
+        return (*labels, WEIGHT) if self.weighted else tuple(labels)
+
+    @property
     def candidate_key(self):
         """str. Name of the feature that is 0 where a candidate is padding."""
         return self.group("candidate")[0].name
@@ -404,10 +423,10 @@ class Schema:
 
         Returns:
             dict of `tf.io.FixedLenFeature` by name. A list is a string of bytes: little-endian
-            int32, or float32 for numbers and for the label. Entries of several numbers follow each
+            int32, or float32 for numbers and for `targets`. Entries of several numbers follow each
             other, each padded to its `entry_shape`.
         """
-        spec = {LABEL: tf.io.FixedLenFeature((), tf.string)}
+        spec = {name: tf.io.FixedLenFeature((), tf.string) for name in self.targets}
         spec[GROUP_ID] = tf.io.FixedLenFeature((), tf.int64)
         for feature in self.features:
             dtype = tf.int64 if self.is_scalar(feature) else tf.string
@@ -480,6 +499,7 @@ class Schema:
         """
         config = dataclasses.asdict(self)
         del config["directory"]
+        config["labels"] = list(self.labels)
         for table in config["tables"]:
             table["boundaries"] = list(table["boundaries"])
             table["tiers"] = list(table["tiers"])
@@ -489,6 +509,9 @@ class Schema:
                 for name in names:
                     if getattr(own, name) == getattr(type(own), name):
                         del given[name]
+        for name in ("labels", "weighted"):
+            if not config[name]:
+                del config[name]
         return {**config, "features": list(config["features"]), "tables": list(config["tables"])}
 
     @classmethod
@@ -555,6 +578,18 @@ class Schema:
             str.
         """
         return vocabulary_path(self.directory, table.name)
+
+
+def label_key(name):
+    """Entry of a record with a label of each candidate. No feature can have the name.
+
+    Args:
+        name: str. Name of a label, one of `Schema.labels`; or `""` for the first one.
+
+    Returns:
+        str.
+    """
+    return f"{LABEL} {name}" if name else LABEL
 
 
 def vocabulary_path(directory, table_name):

@@ -46,6 +46,16 @@ class TestResampledAucs:
             repeated = (np.repeat(column, times) for column in (labels, scores))
             assert found[i] == pytest.approx(metrics.auc(*repeated), abs=1e-6)
 
+    def test_a_weight_of_two_is_as_two_impressions(self, split):
+        scores, labels, groups = split
+        weights = 1 + groups % 2
+        repeated = (np.repeat(column, weights) for column in split)
+        np.testing.assert_allclose(
+            statistics.resampled_aucs(np.round(scores, 1), labels, groups, weights),
+            statistics.resampled_aucs(np.round(next(repeated), 1), *repeated),
+            atol=1e-6,
+        )
+
     def test_a_sample_has_as_many_users(self, split):
         drawn = statistics._times_drawn(60)
         assert (drawn.sum(axis=0) == 60).all()

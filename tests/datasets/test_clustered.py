@@ -80,6 +80,24 @@ class Toy(requests.RequestBuilder):
             )
 
 
+class Weighed(Toy):
+    """With another label and a weight of each candidate."""
+
+    targets = ("label", schema_lib.label_key("bought"), schema_lib.WEIGHT)
+
+    def convert(self):
+        schema, *others = super().convert()
+        return dataclasses.replace(schema, labels=("bought",), weighted=True), *others
+
+    def requests(self, histories):
+        for number, request in super().requests(histories):
+            label = request["label"]
+            yield (
+                number,
+                request | {self.targets[1]: 1 - label, self.targets[2]: label + number + 1},
+            )
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """Directory of the prepared data set."""
@@ -197,6 +215,23 @@ def test_all_else_is_the_same(clusters, source, read_requests):
     for split in ("train", "test"):
         assert rest(clusters, split) == rest(source, split)
         assert len(rest(clusters, split)) == len(HISTORIES)
+
+
+def test_labels_and_weights_stay(model_dir, tmp_path):
+    builder = Weighed(raw_dir=tmp_path, data_dir=tmp_path)
+    builder.write()
+    clusters = prepare(
+        "clustered", raw_dir=builder.data_dir, data_dir=tmp_path / "data", model_dir=model_dir
+    )
+    for label in ("", "bought"):
+        read = {}
+        for directory in (builder.data_dir, clusters):
+            batches = RequestData(directory, label=label).batches("train", with_group_id=True)
+            _, labels, weights, groups = next(batches.as_numpy_iterator())
+            order = np.argsort(groups)
+            read[directory] = labels[order], weights[order]
+        np.testing.assert_array_equal(*read.values())
+        assert len(np.unique(weights)) > 10 and labels.any()
 
 
 def test_what_training_reads(cluster, source, tmp_path):

@@ -283,7 +283,7 @@ def test_unusable_rows_are_counted(prepared):
         "too few columns": 1,
         "no user": 1,
         "no time, or out of range": 3,
-        "label neither 0 nor 1": 3,
+        "clicked neither 0 nor 1": 3,
         "no item": 1,
     }
     places = impressions["dropped"]["too few columns"]["places"]
@@ -315,7 +315,7 @@ def test_which_labels_are_positive(prepared, directory, digests):
     spec = changed(impressions__positive=["4", "5"])
     of_ratings = prepared(spec, files, preparation=ANY_ROWS)
     report = PreparedDirectory(of_ratings).report["sources"]["impressions"]
-    assert report["dropped"]["no label"]["rows"] == 1
+    assert report["dropped"]["no value of clicked"]["rows"] == 1
     one, other = digests(directory), digests(of_ratings)
     assert one.pop("report.json") != other.pop("report.json")
     assert one == other

@@ -133,7 +133,7 @@ def test_a_column_named_rowid(case, read_requests):
     expected = collections.Counter(int(row["rowid"]) for row in rows)
     assert collections.Counter(found) == expected
     # The fourth row has the label 7.
-    assert dropped(directory) == {"label neither 0 nor 1": (1, ["impressions.csv:5"])}
+    assert dropped(directory) == {"click neither 0 nor 1": (1, ["impressions.csv:5"])}
 
 
 def test_times_in_another_unit_are_refused(case):

@@ -109,11 +109,11 @@ def test_parquet_types(database, tmp_path):
     duckdb.sql(
         "SELECT TIMESTAMP '1970-01-01 00:00:05' AS a, TIMESTAMPTZ '1970-01-01 01:00:06+01' AS b, "
         "TIMESTAMP_NS '1970-01-01 00:00:00.000000007' AS c, true AS d, 8::UBIGINT AS e, "
-        "9::DECIMAL(18, 0) AS f, 1.5::DECIMAL(4, 2) AS g"
+        "9::DECIMAL(18, 0) AS f, DATE '1970-01-02' AS h, 1.5::DECIMAL(4, 2) AS g"
     ).write_parquet(str(path))
-    integers = dict.fromkeys("abcdef", "BIGINT")
+    integers = dict.fromkeys("abcdefh", "BIGINT")
     database.load("t", [path], {**integers, "g": "FLOAT"})
-    assert rows(database) == [(5 * 10**9, 6 * 10**9, 7, 1, 8, 9, 1.5)]
+    assert rows(database) == [(5 * 10**9, 6 * 10**9, 7, 1, 8, 9, 86400 * 10**9, 1.5)]
     with pytest.raises(ValueError, match=r"column 'g' must be .* It is: DECIMAL\(4,2\)"):
         database.load("u", [path], {"g": "BIGINT"})
 

@@ -74,7 +74,10 @@ def test_predictions_come_back_as_they_were(tmp_path):
     found = directory.predictions("test")
     np.testing.assert_array_equal(found.probabilities, probabilities)
     assert (found.labels.tolist(), found.groups.tolist()) == ([0, 1, 1], [7, 2**40, 7])
-    assert [column.dtype.name for column in found] == ["float32", "int8", "int64"]
+    assert [column.dtype.name for column in found[:3]] == ["float32", "int8", "int64"]
+    assert found.weights is None
+    directory.write_predictions("test", probabilities, [0, 1, 1], [7, 8, 9], [0.5, 1, 2])
+    assert directory.predictions("test").weights.tolist() == [0.5, 1, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.test.npz"]
     assert directory.predictions("validation") is None
 

@@ -374,8 +374,10 @@ def test_evaluate_adds_predictions_that_are_missing(uninterrupted, tmp_path):
     assert directory.predictions("test") is None
     code, _, stderr = run("evaluate", f"--model_dir={tmp_path}", "--write_predictions")
     assert code == 0, stderr
-    expected = RunDirectory(uninterrupted).predictions("test")
-    for column, of_training in zip(directory.predictions("test"), expected, strict=True):
+    found, expected = (
+        one.predictions("test")[:3] for one in (directory, RunDirectory(uninterrupted))
+    )
+    for column, of_training in zip(found, expected, strict=True):
         np.testing.assert_allclose(column, of_training, atol=1e-6)
 
 

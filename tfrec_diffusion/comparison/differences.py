@@ -142,11 +142,11 @@ def _evaluated(run, split):
 
 @functools.cache  # it is asked for after every training
 def _evaluate(directory, split, modified):
-    probabilities, labels, groups = RunDirectory(directory).predictions(split)
-    auc = metrics.auc(labels, probabilities)
+    probabilities, labels, groups, weights = RunDirectory(directory).predictions(split)
+    auc = metrics.auc(labels, probabilities, weights)
     # On several machines, a split comes in another order.
     users, user = np.unique(groups, return_inverse=True)
     rows = np.stack([users, np.bincount(user), np.bincount(user, labels).astype(np.int64)])
     digest = hashlib.sha256(rows.tobytes()).hexdigest()
-    resampled = statistics.resampled_aucs(probabilities, labels, groups)
+    resampled = statistics.resampled_aucs(probabilities, labels, groups, weights)
     return Measured(auc, resampled, len(users), digest)

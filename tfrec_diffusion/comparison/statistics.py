@@ -39,7 +39,7 @@ def mean_and_deviation(values):
     return f"{values.mean():.4f}{deviation}"
 
 
-def resampled_aucs(probabilities, labels, groups):
+def resampled_aucs(probabilities, labels, groups, weights=None):
     """The exact AUC on each of `REPLICATES` bootstrap samples of the users.
 
     A sample has as many users as there are, drawn with replacement, each with all impressions. The
@@ -51,6 +51,8 @@ def resampled_aucs(probabilities, labels, groups):
         probabilities: float array of shape (impressions,).
         labels: array of shape (impressions,). 0 or 1.
         groups: int array of shape (impressions,). Id of each impression's user.
+        weights: float array of shape (impressions,), or `None`. As in `metrics.auc`. Defaults to
+            `None`.
 
     Returns:
         float64 array of shape (`REPLICATES`,). NaN where a sample has one class only.
@@ -63,22 +65,23 @@ def resampled_aucs(probabilities, labels, groups):
     of_negatives = np.searchsorted(levels, probabilities[~positive])
     tied = np.append(levels, np.nan)[of_negatives] == probabilities[~positive]
     shape = (len(levels) + 1, len(users))
-    positives = _counts(of_positives, user[positive], shape)
-    negatives = _counts(of_negatives, user[~positive], shape)
-    ties = _counts(of_negatives[tied], user[~positive][tied], shape)
+    weights = np.ones(len(user)) if weights is None else weights
+    positives = _counts(of_positives, user[positive], weights[positive], shape)
+    negatives = _counts(of_negatives, user[~positive], weights[~positive], shape)
+    ties = _counts(of_negatives[tied], user[~positive][tied], weights[~positive][tied], shape)
 
     ordered, num_positives, num_negatives = np.zeros((3, REPLICATES))
     for start in range(0, len(levels) + 1, _LEVELS_AT_ONCE):
         these = slice(start, start + _LEVELS_AT_ONCE)
-        weights = positives[these] @ times
+        above = positives[these] @ times
         below = negatives[these] @ times
         below[0] += num_negatives
         np.cumsum(below, axis=0, out=below)
         num_negatives = below[-1].copy()
         if ties[these].nnz:
             below -= ties[these] @ times / 2
-        ordered += np.einsum("ij,ij->j", weights, below)
-        num_positives += weights.sum(axis=0)
+        ordered += np.einsum("ij,ij->j", above, below)
+        num_positives += above.sum(axis=0)
     pairs = num_positives * num_negatives
     return np.divide(ordered, pairs, out=np.full(REPLICATES, np.nan), where=pairs > 0)
 
@@ -94,11 +97,11 @@ def _times_drawn(num_users):
     return times
 
 
-def _counts(levels, users, shape):
-    """How many impressions each level has of each user, as a sparse matrix."""
+def _counts(levels, users, weights, shape):
+    """The weights of the impressions that each level has of each user, as a sparse matrix."""
     from scipy import sparse
 
-    return sparse.csr_array((np.ones(len(levels), np.float32), (levels, users)), shape)
+    return sparse.csr_array((weights.astype(np.float32), (levels, users)), shape)
 
 
 def difference(differences, resampled, num_users):

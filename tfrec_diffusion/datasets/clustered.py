@@ -88,6 +88,11 @@ class Clustered(requests.RequestBuilder):
         """tuple of `schema.Feature`s: those of the source, and `history_size`."""
         return (*self._source.schema.features, schema_lib.Feature(_SIZE, "behavior", "size"))
 
+    @property
+    def targets(self):
+        """See `RequestBuilder.targets`."""
+        return self._source.schema.targets
+
     def convert(self):
         """See `RequestBuilder.convert`."""
         source = self._source
@@ -211,22 +216,25 @@ def _read(data, split, features):
 
 def _read_batches(data, split, features):
     schema = data.schema
-    for inputs, labels, weights, group_ids in data.batches(split, _BATCH, with_group_id=True):
+    by_label = [RequestData(data.directory, label=name) for name in ("", *schema.labels)]
+    batches = (one.batches(split, _BATCH, with_group_id=True) for one in by_label)
+    for of_labels in zip(*batches, strict=True):
+        inputs, _, weights, group_ids = of_labels[0]
+        targets = [labels.numpy() for _, labels, *_ in of_labels]
+        targets += [weights.numpy()] if schema.weighted else []
         rows = {feature: inputs[feature.name].numpy() for feature in features}
         candidates = weights.numpy() > 0
         behaviors = inputs[schema.history_key].numpy() != schema_lib.PADDING
-        labels, group_ids = labels.numpy(), group_ids.numpy()
-        for i in range(len(labels)):
+        group_ids = group_ids.numpy()
+        for i in range(len(group_ids)):
             real = {"candidate": candidates[i], "history": behaviors[i], "behavior": behaviors[i]}
             request = {
                 feature.name: values[i][real.get(feature.group, ...)]
                 for feature, values in rows.items()
             }
-            yield {
-                **request,
-                schema_lib.LABEL: labels[i, candidates[i]],
-                schema_lib.GROUP_ID: group_ids[i],
-            }
+            for name, values in zip(schema.targets, targets, strict=True):
+                request[name] = values[i, candidates[i]]
+            yield {**request, schema_lib.GROUP_ID: group_ids[i]}
 
 
 def _requests(source_dir, shorten, sizes, split):

@@ -15,10 +15,11 @@ class Encoder:
     A part has the paths of two Parquet files about the same users, `impressions` and `behaviors`.
     The rows of both are sorted by `user`, an integer from 0 on, and `time`. The column `f_<name>`
     has the raw value of a feature that is not computed. An impression also has a `row`, which is
-    the key of its request, and a `label`.
+    the key of its request, and its `targets`.
 
     Args:
         features: sequence of `schema.Feature`s. What a request holds.
+        targets: sequence of str. `Schema.targets`.
         vocabularies: dict of the vocabularies by name of the table.
         gaps: sequence of str. Names of features that are computed: the minutes since the user's
             previous behavior.
@@ -34,6 +35,7 @@ class Encoder:
         self,
         *,
         features,
+        targets=(schema.LABEL,),
         vocabularies,
         gaps,
         ages,
@@ -49,6 +51,7 @@ class Encoder:
         self._of_behaviors = {name: rows.pop(name) for name in past if name in rows}
         self._of_impressions = rows
         self._candidate = {feature.name for feature in features if feature.group == "candidate"}
+        self._targets = targets
         self._history_length = history_length
         self._span = span
         self._ticks = ticks
@@ -79,15 +82,14 @@ class Encoder:
             done[name] = vocabulary.encode(self._minutes(_since_previous(behaviors)))
         starts, ends = _histories(impressions, behaviors)
         starts = np.maximum(starts, ends - self._history_length)
-        users, times, labels = (impressions[name] for name in ("user", "time", "label"))
+        users, times = impressions["user"], impressions["time"]
+        targets = {name: impressions[name].astype(np.float32) for name in self._targets}
         days = (times // self._ticks + self._offset) // 86400
         for i, key in enumerate(impressions["row"].tolist()):
             past = slice(starts[i], ends[i])
-            request = {
-                schema.GROUP_ID: users[i],
-                schema.LABEL: labels[i : i + 1],
-                records.DAY: days[i],
-            }
+            request = {schema.GROUP_ID: users[i], records.DAY: days[i]}
+            for name, values in targets.items():
+                request[name] = values[i : i + 1]
             for name, rows in shown.items():
                 request[name] = rows[i : i + 1] if name in self._candidate else rows[i]
             for name, rows in done.items():

@@ -3,7 +3,14 @@
 import pathlib
 from typing import NamedTuple
 
-from tfrec_diffusion.datasets import csv_files, places, raw_columns, sql_values, text_files
+from tfrec_diffusion.datasets import (
+    csv_files,
+    places,
+    raw_columns,
+    sql_lists,
+    sql_values,
+    text_files,
+)
 from tfrec_diffusion.datasets.sql import literal, quoted
 
 # Column of a table while it is loaded: what is wrong with the values of each row.
@@ -33,6 +40,7 @@ class Options(NamedTuple):
         format: `csv_files.Format`. How CSV files are written.
         nulls: dict of collections of str by column name. As in `tables.Database.load`.
         times: dict of float by column name. As in `tables.Database.load`.
+        separators: dict of str by column name. As in `tables.Database.load`.
     """
 
     header: tuple[str, ...] | None
@@ -41,6 +49,7 @@ class Options(NamedTuple):
     format: csv_files.Format
     nulls: dict[str, tuple[str, ...]]
     times: dict[str, float]
+    separators: dict[str, str]
 
 
 class _Input(NamedTuple):
@@ -92,7 +101,7 @@ class Loader:
 
         Returns:
             Tuple of the `places.Places` of its rows and of the set of the names of the columns that
-            hold nanoseconds, because the files have TIMESTAMPs or times in ISO 8601.
+            hold nanoseconds, because the files have TIMESTAMPs, DATEs or times in ISO 8601.
         """
         inputs = [self._input(i, path) for i, path in enumerate(paths)]
         raw_columns.check_case(self._columns)
@@ -118,7 +127,8 @@ class Loader:
                 for name in self._columns
             }
             for name, kind in self._columns.items():
-                sql_values.check_type(path, name, found[name], kind)
+                check = (sql_lists if sql_lists.value_type(kind) else sql_values).check_type
+                check(path, name, found[name], kind)
             return _Input(path, None, names, tuple(found.values()))
         header, format_ = self._options.header, self._options.format
         names = tuple(header or csv_files.header(path, format_))
@@ -253,6 +263,12 @@ class Loader:
     def _value(self, there, j):
         name, kind = list(self._columns.items())[j]
         raw, nulls = quoted(f"raw {j}"), self._options.nulls.get(name, ())
+        if sql_lists.value_type(kind):
+            separator = self._options.separators[name]
+            arguments = {"name": f"first {j}", "separator": separator, "nulls": nulls}
+            if there == "text":
+                return sql_lists.of_text(raw, kind, **arguments)
+            return sql_lists.of_parquet(raw, there, kind, **arguments)
         if there == "time":
             return sql_values.of_time(raw, self._options.times[name], nulls)
         if there == "text":

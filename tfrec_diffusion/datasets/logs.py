@@ -1,6 +1,7 @@
 """Your own logs: a table of impressions and a table of behaviors, which a spec file describes."""
 
 import functools
+import math
 import pathlib
 from typing import NamedTuple
 
@@ -14,11 +15,13 @@ from tfrec_diffusion.datasets import (
     raw_columns,
     records,
     requests,
+    sql_lists,
     tables,
     vocabularies,
 )
 
 _LARGEST_TIME = 2**63 - 1
+_LISTS_OF_NUMBERS = {"BIGINT[]": "integers of 64 bits", "FLOAT[]": "numbers"}
 _COMPUTED = "NULL::FLOAT"  # in place of a column that the encoder computes
 _MINUS_ONE = '{} is -1, which means missing among integers: read it as text (dtype "string")'
 _MINUTES_SINCE_PREVIOUS = (
@@ -81,6 +84,16 @@ class LogBuilder(requests.RequestBuilder):
         """tuple of `schema.Feature`s, those of the spec."""
         return self._spec.schema_features
 
+    @property
+    def targets(self):
+        """See `RequestBuilder.targets`."""
+        return self._spec.targets
+
+    @property
+    def numeric_tables(self):
+        """See `RequestBuilder.numeric_tables`."""
+        return {name for name, table in self._spec.tables.items() if table.is_numeric}
+
     def convert(self):
         """See `RequestBuilder.convert`."""
         with tables.Database(self.scratch, self.report) as database:
@@ -97,10 +110,18 @@ class LogBuilder(requests.RequestBuilder):
             queries = {name: f"SELECT * FROM {name}_by_user" for name in loaded}
             parts = database.cut(self.scratch / "parts", "user", queries)
         tables_ = [vocabulary.table() for vocabulary in vocabs.values()]
-        schema_ = schema.Schema(self._spec_path.stem, self.features, tables_, self.history_length)
+        schema_ = schema.Schema(
+            self._spec_path.stem,
+            self.features,
+            tables_,
+            self.history_length,
+            labels=self._spec.impressions.labels,
+            weighted=bool(self._spec.impressions.weight),
+        )
         encoder = functools.partial(
             impressions.Encoder,
             features=self.features,
+            targets=self.targets,
             vocabularies=vocabs,
             gaps=[name for name, column in computed.items() if column == logs_spec.GAP],
             ages=[name for name, column in computed.items() if column == logs_spec.AGE],
@@ -138,27 +159,51 @@ class LogBuilder(requests.RequestBuilder):
         """SQL types of the columns of the impressions or behaviors that features need."""
         types = {}
         for feature in self._features_of(name).values():
-            kind = tables.SQL_TYPES[self._spec.tables[feature.table].dtype]
-            if types.setdefault(feature.column, kind) != kind:
-                raise ValueError(
-                    f"column {feature.column!r} of {name} must be of one type. "
-                    f"Its features' tables say: {types[feature.column]} and {kind}"
-                )
+            self._settle(types, name, feature.column, self._type(feature))
         return types
+
+    def _separators(self, name):
+        """What stands between the values of each column of lists."""
+        separators = {}
+        for feature in self._features_of(name).values():
+            if sql_lists.value_type(self._type(feature)):
+                self._settle(separators, name, feature.column, feature.separator)
+        return separators
+
+    def _type(self, feature):
+        """SQL type of a feature's column."""
+        table = self._spec.tables[feature.table]
+        kind = tables.SQL_TYPES[table.dtype]
+        if table.width:
+            return f"{kind}[{table.width}]"
+        return f"{kind}[]" if feature.values > 1 else kind
+
+    def _settle(self, known, name, column, value):
+        if known.setdefault(column, value) != value:
+            raise ValueError(
+                f"column {column!r} of {name} must be of one type and have one separator. "
+                f"The spec says: {known[column]} and {value}"
+            )
 
     def _load(self, database, name):
         """Loads the impressions or behaviors with their side tables; drops unusable rows."""
         events = getattr(self._spec, name)
         types = self._column_types(name)
         user = self._spec.impressions.user
+        keys = [events.request, *events.keep, *(join.on for join in events.join)]
         required = {
             events.user: self._column_types("impressions").get(user, "VARCHAR"),
             events.time: "BIGINT",
-            **({events.label: "VARCHAR" if events.positive else "FLOAT"} if events.label else {}),
-            **({events.request: types.get(events.request, "VARCHAR")} if events.request else {}),
-            **{column: types.get(column, "VARCHAR") for column in events.keep},
-            **{join.on: types.get(join.on, "VARCHAR") for join in events.join},
+            **{
+                label.column: "VARCHAR" if label.positive else "FLOAT"
+                for label in events.all_labels.values()
+            },
+            **({events.weight: "FLOAT"} if events.weight else {}),
+            **{column: types.get(column, "VARCHAR") for column in keys if column},
         }
+        for column, kind in required.items():
+            if sql_lists.value_type(kind):
+                raise ValueError(f"column {column!r} of {name} must have one value, not a list")
         paths = tables.find_files(self.raw_dir, events.files)
         header = _names(paths[0], events.format)
         own = {column: kind for column, kind in types.items() if column in header} | required
@@ -171,8 +216,10 @@ class LogBuilder(requests.RequestBuilder):
             format_=events.format,
             nulls=self._nulls(own, events),
             times={events.time: self._spec.time_zone_hours},
+            separators=self._separators(name),
         )
-        self._note_minus_one(database, name, own, strict)
+        self._note_missing(database, name, own, strict)
+        self._note_cut(database, name, name, own)
         columns = {column: f"e.{tables.column(column)}" for column in own}
         from_ = f"{name} AS e"
         for i, join in enumerate(events.join):
@@ -211,8 +258,10 @@ class LogBuilder(requests.RequestBuilder):
             lenient=found.keys() - strict,
             format_=join.format,
             nulls=dict.fromkeys(own, self._spec.null),
+            separators=self._separators(name),
         )
-        self._note_minus_one(database, side, own, strict)
+        self._note_missing(database, side, own, strict)
+        self._note_cut(database, side, name, own)
         database.drop_repeated(side, tables.column(join.on), f"{join.on} repeated", bad=False)
         columns |= {column: f"{alias}.{tables.column(column)}" for column in found}
         return side
@@ -237,14 +286,13 @@ class LogBuilder(requests.RequestBuilder):
             f"NOT coalesce({time} BETWEEN 0 AND {last}, false)",
             "no time, or out of range",
         )
-        if events.positive:
-            database.drop(name, f"coalesce({tables.column(events.label)}, '') = ''", "no label")
-        elif events.label:
-            database.drop(
-                name,
-                f"NOT coalesce({tables.column(events.label)} IN (0, 1), false)",
-                "label neither 0 nor 1",
-            )
+        for label in events.all_labels.values():
+            self._drop_unlabeled(database, name, label)
+        if events.weight:
+            weight = tables.column(events.weight)
+            number = f"coalesce(isfinite({weight}) AND {weight} >= 0, false)"
+            database.drop(name, f"NOT {number}", f"{events.weight} is no weight of at least 0")
+            database.drop(name, f"{weight} = 0", f"{events.weight} is 0", bad=False)
         key = self._key(name)
         value = self._value(key, loaded)
         kind = tables.SQL_TYPES[self._spec.tables[key.table].dtype]
@@ -255,6 +303,14 @@ class LogBuilder(requests.RequestBuilder):
         nothing = rows(f"{value} = {tables.MISSING[kind]}")
         database.drop(name, nothing, f"no {key.column}")
 
+    def _drop_unlabeled(self, database, name, label):
+        column = tables.column(label.column)
+        if label.positive:
+            database.drop(name, f"coalesce({column}, '') = ''", f"no value of {label.column}")
+        else:
+            wrong = f"NOT coalesce({column} IN (0, 1), false)"
+            database.drop(name, wrong, f"{label.column} neither 0 nor 1")
+
     def _nulls(self, columns, events):
         """Texts that are missing values in each of the columns."""
         return {
@@ -262,14 +318,35 @@ class LogBuilder(requests.RequestBuilder):
             for column in columns
         }
 
-    def _note_minus_one(self, database, table, columns, strict):
-        names = [name for name, kind in columns.items() if kind == "BIGINT" and name not in strict]
-        if names:
-            counts = ", ".join(f"count(*) FILTER ({tables.column(name)} = -1)" for name in names)
+    def _note_missing(self, database, table, columns, strict):
+        conditions = {}
+        for name, kind in columns.items():
+            value = tables.column(name)
+            if kind == "BIGINT" and name not in strict:
+                conditions[f"{name} is -1, taken for missing"] = f"{value} = -1"
+            elif kind == "BIGINT[]":
+                conditions[f"{name} has -1, taken for missing"] = f"list_contains({value}, -1)"
+            if kind in _LISTS_OF_NUMBERS:
+                note = f"{name} has values that are not {_LISTS_OF_NUMBERS[kind]}, left out"
+                conditions[note] = f"list_count({value}) < len({value})"
+        self._note_rows(database, table, conditions)
+
+    def _note_cut(self, database, table, name, columns):
+        conditions = {}
+        for feature in self._features_of(name).values():
+            if feature.values > 1 and feature.column in columns:
+                note = f"{feature.column} has more values than the {feature.values} that are used"
+                conditions[note] = f"len({tables.column(feature.column)}) > {feature.values}"
+        self._note_rows(database, table, conditions)
+
+    def _note_rows(self, database, table, conditions):
+        """Notes the rows of a table for which each condition holds."""
+        if conditions:
+            counts = ", ".join(f"count(*) FILTER ({sql})" for sql in conditions.values())
             (found,) = database.execute(f"SELECT {counts} FROM {tables.quoted(table)}")
-            for name, rows in zip(names, found, strict=True):
+            for note, rows in zip(conditions, found, strict=True):
                 if rows:
-                    self.report.note(f"{table}: {name} is -1, taken for missing", rows)
+                    self.report.note(f"{table}: {note}", rows)
 
     def _all_names(self, events):
         """Names of the columns of the first file of events and of each side table."""
@@ -283,8 +360,17 @@ class LogBuilder(requests.RequestBuilder):
 
     def _value(self, feature, loaded):
         """SQL of a feature's raw value, where the schema's missing value replaces NULL."""
-        kind = tables.SQL_TYPES[self._spec.tables[feature.table].dtype]
-        return f"coalesce({loaded.columns[feature.column]}, {tables.MISSING[kind]})"
+        column, kind = loaded.columns[feature.column], self._type(feature)
+        base = sql_lists.value_type(kind)
+        if not base:
+            return f"coalesce({column}, {tables.MISSING[kind]})"
+        missing, width = tables.MISSING[base], self._spec.tables[feature.table].width
+        if width:
+            return f"coalesce({column}, {tables.all_missing(base, width)})"
+        values = f"[x FOR x IN {column} IF x <> {missing}]"
+        return (
+            f"list_resize(coalesce({values}[1:{feature.values}], []), {feature.values}, {missing})"
+        )
 
     def _sort(self, database, loaded, computed):
         """Makes the tables for `impressions.Encoder`, with users numbered 1, 2, .. in order."""
@@ -305,7 +391,10 @@ class LogBuilder(requests.RequestBuilder):
                 order = [*(f"min({value}) OVER {together}" for value in order), *order]
             values = {"user": "u.number", "time": f"{order[0]} * {logs_spec.TIME_UNITS[unit]}"}
             if name == "impressions":
-                values |= {"row": "e.rowid", "label": _label(events)}
+                values["row"] = "e.rowid"
+                values |= {key: _label(label) for key, label in events.all_labels.items()}
+                if events.weight:
+                    values[schema.WEIGHT] = f"e.{tables.column(events.weight)}"
             for feature, column in self._features_of(name).items():
                 if feature not in computed:
                     values[f"f_{feature}"] = self._value(column, loaded[name])
@@ -333,6 +422,7 @@ class LogBuilder(requests.RequestBuilder):
             table = self._spec.tables[column.table]
             for history, other in self._features_of("behaviors").items():
                 same = column.group == "candidate" and other.group == "history"
+                same = same and not table.is_numeric and column.values == other.values == 1
                 if same and other.table == column.table and history not in computed:
                     missing = tables.MISSING[tables.SQL_TYPES[table.dtype]]
                     shared[candidate, column.column] = history, other.column, missing
@@ -347,20 +437,16 @@ class LogBuilder(requests.RequestBuilder):
             return vocabularies.HashBuckets(name, table.dtype, table.buckets)
         if table.boundaries:
             return vocabularies.Boundaries(name, table.boundaries)
-        selects = []
-        for feature, column in self._spec.features.items():
-            if column.table == name:
-                value = (
-                    _MINUTES_SINCE_PREVIOUS
-                    if feature in computed
-                    else tables.quoted(f"f_{feature}")
-                )
-                source = "behaviors" if column.of_behaviors else "impressions"
-                selects.append(
-                    f"SELECT {value} AS value FROM {source}_by_user "
-                    f"WHERE time < {self._spec.train_until}"
-                )
-        seen = " UNION ALL ".join(selects)
+        seen = " UNION ALL ".join(
+            self._seen(feature, column, computed)
+            for feature, column in self._spec.features.items()
+            if column.table == name
+        )
+        if table.is_numeric:
+            mean, variance = database.moments(seen)
+            if table.width:
+                mean, variance = 0.0, variance + mean**2
+            return vocabularies.Numbers(name, mean, math.sqrt(variance) or 1.0, table.width)
         is_vocabulary = table.kind == "vocabulary"
         least = table.min_count if is_vocabulary else 1
         values, counts, total = database.value_counts(seen, least)
@@ -374,18 +460,32 @@ class LogBuilder(requests.RequestBuilder):
             name, table.dtype, values, counts, tiers=table.tiers, seen=total
         )
 
+    def _seen(self, feature, column, computed):
+        """SQL of the raw values of a feature that training may see, as `value`."""
+        value = tables.quoted(f"f_{feature}")
+        if feature in computed:
+            value = _MINUTES_SINCE_PREVIOUS
+        base = sql_lists.value_type(self._type(column))
+        if base:
+            value = f"unnest({value})"
+        source = "behaviors" if column.of_behaviors else "impressions"
+        seen = (
+            f"SELECT {value} AS value FROM {source}_by_user WHERE time < {self._spec.train_until}"
+        )
+        return f"SELECT value FROM ({seen}) WHERE value <> {tables.MISSING[base]}" if base else seen
+
 
 def _names(path, format_):
     names = tables.column_names(path, format_)
     return {*names, *(name.strip() for name in names)}
 
 
-def _label(events):
+def _label(label):
     """SQL of an impression's label, 0 or 1."""
-    label = f"e.{tables.column(events.label)}"
-    if not events.positive:
-        return label
-    return f"({label} IN ({', '.join(map(tables.literal, events.positive))}))::FLOAT"
+    column = f"e.{tables.column(label.column)}"
+    if not label.positive:
+        return column
+    return f"({column} IN ({', '.join(map(tables.literal, label.positive))}))::FLOAT"
 
 
 class Logs(LogBuilder):

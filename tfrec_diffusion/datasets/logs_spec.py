@@ -15,6 +15,7 @@ from tfrec_diffusion.datasets import csv_files, sql_values, vocabularies
 TIME_UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 # Columns of behaviors that are computed if no file has them.
 GAP, AGE = "minutes_since_previous", "minutes_before_impression"
+_KINDS_OF_NUMBERS = ("boundaries", "number", "vector")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,17 +27,34 @@ class Join:
         on: str. Name of that column. Of several rows with the same value, the first is used.
         delimiter: str. As in `Events`. Defaults to `","`.
         quote: str. As in `Events`. Defaults to `'"'`.
+        comment: str. A note for the reader. Defaults to `""`.
     """
 
     files: str
     on: str
     delimiter: str = csv_files.COMMAS.delimiter
     quote: str = csv_files.COMMAS.quote
+    comment: str = ""
 
     @property
     def format(self):
         """`csv_files.Format` of the CSV files."""
         return csv_files.Format(self.delimiter, self.quote)
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """A column of labels beside the first one, to train another model on.
+
+    Args:
+        column: str. A column of the impressions' own files.
+        positive: tuple of str. As in `Events`. Defaults to `()`.
+        comment: str. A note for the reader. Defaults to `""`.
+    """
+
+    column: str
+    positive: tuple[str, ...] = ()
+    comment: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +68,19 @@ class Events:
         user: str. Column of the user's id.
         time: str. Column of integer times since 1970 UTC; or, in CSV, of times in ISO 8601, which
             are in the spec's time zone if they have no offset from UTC; or, in Parquet, of
-            TIMESTAMPs, which are in UTC if they have no time zone.
+            TIMESTAMPs or DATEs, which are in UTC if they have no time zone.
         time_unit: str. Unit of the integer times, one of `TIME_UNITS`. Others have their own unit.
         label: str. Column of 0 and 1, or of `true` and `false`. Impressions must have it. Defaults
             to `""`.
         positive: tuple of str. The labels that are positive, as they stand in the files, such as
             `["4", "5"]` of ratings from 1 to 5; all others are negative. Defaults to `()`, where
             labels are 0 and 1.
+        labels: dict of `Label`s by name. Further labels of the same impressions, such as purchases
+            beside clicks. `train --label=<name>` learns one of them. For impressions only. Defaults
+            to `{}`.
+        weight: str. Column of how much an impression counts in the loss and in the metrics, a
+            number of at least 0. Impressions of weight 0 are left out. For impressions only.
+            Defaults to `""`, where each counts 1.
         request: str. Column that says which impressions were shown together, such as the id of a
             request, a page or a session; for impressions only. All impressions of one user with the
             same value count as shown at the time of the first of them, so that they share one
@@ -69,6 +93,7 @@ class Events:
         delimiter: str. The character between the fields of CSV files. Defaults to `","`.
         quote: str. The character around a field of CSV files that holds a delimiter or a line
             break; if empty, there is none. Defaults to `'"'`.
+        comment: str. A note for the reader. Defaults to `""`.
     """
 
     files: str
@@ -77,16 +102,27 @@ class Events:
     time_unit: str
     label: str = ""
     positive: tuple[str, ...] = ()
+    labels: dict[str, Label] = dataclasses.field(default_factory=dict)
+    weight: str = ""
     request: str = ""
     keep: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     join: tuple[Join, ...] = ()
     delimiter: str = csv_files.COMMAS.delimiter
     quote: str = csv_files.COMMAS.quote
+    comment: str = ""
 
     @property
     def format(self):
         """`csv_files.Format` of the CSV files."""
         return csv_files.Format(self.delimiter, self.quote)
+
+    @property
+    def all_labels(self):
+        """dict of `Label` by key of the records, see `schema.label_key`; empty for behaviors."""
+        if not self.label:
+            return {}
+        first = Label(self.label, self.positive)
+        return {schema.label_key(name): label for name, label in {"": first, **self.labels}.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +134,12 @@ class Splits:
     Args:
         train_until: str. End of training, where validation begins.
         validation_until: str. End of validation, where the test begins.
+        comment: str. A note for the reader. Defaults to `""`.
     """
 
     train_until: str
     validation_until: str
+    comment: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +147,11 @@ class Table:
     """How raw values become rows, see `schema.Table`.
 
     Args:
-        kind: str. `"vocabulary"`, `"hash"` or `"boundaries"`.
-        dtype: str. Type of the raw values: `"int64"` or `"string"`, and `"float32"` for the kind
-            `"boundaries"`.
+        kind: str. `"vocabulary"`, `"hash"`, `"boundaries"`, `"number"` or `"vector"`. A number is
+            standardized by its mean and standard deviation in training, and a missing one has an
+            embedding of its own.
+        dtype: str. Type of the raw values: `"int64"` or `"string"`. The kinds of numbers need none:
+            theirs is `"float32"`. Defaults to `""`.
         min_count: int. For the kind `"vocabulary"`: how often training must see a value to give it
             a row of its own. Defaults to `1`.
         buckets: int. For the kind `"hash"`: number of rows that values share. For the kind
@@ -120,14 +160,27 @@ class Table:
         boundaries: tuple of floats. For the kind `"boundaries"`, in the place of `buckets`: the
             boundaries themselves. Defaults to `()`.
         tiers: int. For the kind `"vocabulary"`: number of tiers of popularity. Defaults to `1`.
+        width: int. For the kind `"vector"`: how many numbers a value has. Defaults to `0`.
+        comment: str. A note for the reader. Defaults to `""`.
     """
 
     kind: str
-    dtype: str
+    dtype: str = ""
     min_count: int = 1
     buckets: int = 0
     boundaries: tuple[float, ...] = ()
     tiers: int = 1
+    width: int = 0
+    comment: str = ""
+
+    def __post_init__(self):
+        if not self.dtype and self.kind in _KINDS_OF_NUMBERS:
+            object.__setattr__(self, "dtype", "float32")
+
+    @property
+    def is_numeric(self):
+        """bool. As that of `schema.Table`."""
+        return self.kind in ("number", "vector")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,11 +197,20 @@ class Feature:
             the behaviors, the others columns of the impressions.
         column: str. A column of the events' own files or of a side table.
         table: str. As in `schema.Feature`.
+        values: int. How many values the column may hold at once, such as the tags of an item; the
+            first so many are used. Their embeddings are averaged. Defaults to `1`.
+        separator: str. What stands between the values in CSV files, and in columns of text in
+            Parquet; for columns of several values and for vectors. Brackets around the whole, as
+            Python writes a list, are left out. Defaults to `"|"`.
+        comment: str. A note for the reader. Defaults to `""`.
     """
 
     group: str
     column: str
     table: str
+    values: int = 1
+    separator: str = "|"
+    comment: str = ""
 
     @property
     def of_behaviors(self):
@@ -195,10 +257,9 @@ class Spec:
                 _check_format(f"{where}.join[{i}]", join)
         if not self.impressions.label:
             raise _Wrong("impressions.label", "the name of a column", "nothing")
-        if self.behaviors.positive:
-            raise ValueError("'behaviors.positive' must stand in 'impressions'")
-        if self.behaviors.request:
-            raise ValueError("'behaviors.request' must stand in 'impressions'")
+        for name in ("positive", "labels", "weight", "request"):
+            if getattr(self.behaviors, name):
+                raise ValueError(f"'behaviors.{name}' must stand in 'impressions'")
         used = {feature.table for feature in self.features.values()}
         for name, table in self.tables.items():
             if name not in used:
@@ -216,6 +277,9 @@ class Spec:
             if table.tiers < 1 or (table.tiers > 1 and table.kind != "vocabulary"):
                 expected = "a positive integer, and 1 unless the kind is 'vocabulary'"
                 raise _Wrong(f"tables.{name}.tiers", expected, table.tiers)
+            if (table.width > 0) != (table.kind == "vector"):
+                expected = "positive for the kind 'vector', and 0 for others"
+                raise _Wrong(f"tables.{name}.width", expected, table.width)
         if self.train_until >= self.validation_until:
             raise _Wrong(
                 "splits.validation_until",
@@ -226,8 +290,16 @@ class Spec:
         for name, table in self.tables.items():
             vocabularies.Boundaries(name, table.boundaries)
         rows = schema.FIRST_INDEX
-        tables = [schema.Table(name, t.kind, t.dtype, rows) for name, t in self.tables.items()]
-        schema.Schema("spec", self.schema_features, tables, history_length=1)
+        tables = [
+            schema.Table(name, t.kind, t.dtype, rows, width=t.width)
+            for name, t in self.tables.items()
+        ]
+        schema.Schema(
+            "spec", self.schema_features, tables, history_length=1, labels=self.impressions.labels
+        )
+        for name, feature in self.features.items():
+            if not feature.separator:
+                raise _Wrong(f"features.{name}.separator", "a text", feature.separator)
         for feature in self.features.values():
             column, table = feature.column, self.tables[feature.table]
             if not feature.of_behaviors or column not in (GAP, AGE):
@@ -267,7 +339,16 @@ class Spec:
     @property
     def schema_features(self):
         """tuple of `schema.Feature`s."""
-        return tuple(schema.Feature(n, f.group, f.table) for n, f in self.features.items())
+        return tuple(
+            schema.Feature(name, feature.group, feature.table, feature.values)
+            for name, feature in self.features.items()
+        )
+
+    @property
+    def targets(self):
+        """tuple of str. `Schema.targets`."""
+        labels = tuple(self.impressions.all_labels)
+        return (*labels, schema.WEIGHT) if self.impressions.weight else labels
 
     @property
     def train_until(self):
@@ -283,12 +364,17 @@ class Spec:
     def digest(self):
         """str of hexadecimal digits that change with the content, but not with the comment."""
         content = dataclasses.asdict(dataclasses.replace(self, comment=""))
+        content = {key: _without_comments(value) for key, value in content.items()}
         # A spec without these keys has the digits that it had before there were the keys.
         _remove(content, null=sql_values.NULLS)
         for events in (content["impressions"], content["behaviors"]):
-            _remove(events, request="", positive=())
+            _remove(events, request="", positive=(), labels={}, weight="")
             for files in (events, *events["join"]):
                 _remove(files, **csv_files.COMMAS._asdict())
+        for table in content["tables"].values():
+            _remove(table, width=0)
+        for feature in content["features"].values():
+            _remove(feature, values=1, separator="|")
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def _nanoseconds(self, name):
@@ -310,6 +396,19 @@ def _check_format(key, files):
             raise _Wrong(f"{key}.{name}", "one ASCII character", character)
     if files.delimiter == files.quote:
         raise _Wrong(f"{key}.quote", "another character than the delimiter", files.quote)
+
+
+def _without_comments(content):
+    # A name may be "comment" as well: of a column to keep, a label, a table or a feature.
+    if isinstance(content, tuple):
+        return tuple(map(_without_comments, content))
+    if not isinstance(content, dict):
+        return content
+    return {
+        key: _without_comments(value)
+        for key, value in content.items()
+        if key != "comment" or not isinstance(value, str)
+    }
 
 
 def _remove(content, **defaults):

@@ -138,6 +138,8 @@ def describe(report):
             f"{split:36}{counts['requests']:12,}{counts['candidates']:12,}"
             f"{counts['label_rate']:12.4f}"
         )
+        for name, mean in counts.get("means", {}).items():
+            yield f"  {f'mean {name}':58}{mean:12.4f}"
     if "times" in report:
         yield f"\n{'':36}{'first time':>26}{'last time':>26}"
         for name, times in report["times"].items():

@@ -1,5 +1,6 @@
 """Encodes the requests of a data set as the records of its TFRecord files."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,10 +21,10 @@ class Split(NamedTuple):
         encode: callable. Takes a part and returns an iterator of `(unique key, request)`. It can be
             pickled. A request is a dict by name: integers for user and context features and for
             `group_id`, which is one number per user; int32 arrays for candidate, history and
-            behavior features, the newest of at most `history_length` behaviors last; a float32
-            array for `label`; and an integer for `DAY` where that is known. Features of several
-            values, numbers and vectors have arrays of the schema's `entry_shape` and `input_dtype`
-            in the place of integers, also those of user and context.
+            behavior features, the newest of at most `history_length` behaviors last; float32
+            arrays for `Schema.targets`; and an integer for `DAY` where that is known. Features of
+            several values, numbers and vectors have arrays of the schema's `entry_shape` and
+            `input_dtype` in the place of integers, also those of user and context.
         parts: list. What `encode` is called with, in this order.
     """
 
@@ -53,6 +54,7 @@ class RecordEncoder:
             f.name: (schema.entry_shape(f), np.dtype(schema.input_dtype(f)).newbyteorder("<"))
             for f in schema.features
         }
+        self._targets = schema.targets
         self._candidates = tuple(f.name for f in schema.group("candidate"))
         self._history = tuple(f.name for f in schema.group("history", "behavior"))
 
@@ -73,12 +75,15 @@ class RecordEncoder:
         """
         requests = split.encode(part)
         for key, request in self._joined(requests) if self._grouped else requests:
-            labels = np.asarray(request[schema_lib.LABEL], "<f4")
-            yield key, self._serialized(request, labels)
+            targets = {name: np.asarray(request[name], "<f4") for name in self._targets}
+            labels = targets[schema_lib.LABEL]
+            yield key, self._serialized(request, targets)
             clicks = int(labels.sum())
             counts["requests"] += 1
             counts["candidates"] += labels.size
             counts["clicks"] += clicks
+            for name in self._targets[1:]:
+                counts[name] += float(targets[name].sum())
             counts["behaviors"] += len(request[self._history[0]])
             if DAY in request:
                 counts["candidates", int(request[DAY])] += labels.size
@@ -105,21 +110,23 @@ class RecordEncoder:
     def _join(self, requests):
         if len(requests) == 1:
             return requests[0]
-        names = (schema_lib.LABEL, *self._candidates)
+        names = (*self._targets, *self._candidates)
         lists = {name: np.concatenate([request[name] for request in requests]) for name in names}
         return {**requests[0], **lists}
 
-    def _serialized(self, request, labels):
+    def _serialized(self, request, targets):
         # Entries in the order of their names, so that equal requests are equal bytes.
         record = tf_example_pb2.Example()
         entries = record.features.feature
         for name in self._scalars:
             entries[name].int64_list.value.append(int(request[name]))
-        entries[schema_lib.LABEL].bytes_list.value.append(labels.tobytes())
+        for name, values in targets.items():
+            entries[name].bytes_list.value.append(values.tobytes())
         for name in self._arrays:
             self._add(entries, name, request[name])
+        candidates = targets[schema_lib.LABEL].size
         for name in self._candidates:
-            self._add(entries, name, request[name], labels.size)
+            self._add(entries, name, request[name], candidates)
         length = len(request[self._history[0]])
         if length > self._schema.history_length:
             raise ValueError(
@@ -136,7 +143,9 @@ class RecordEncoder:
     def _add(self, entries, name, values, *length):
         entry, dtype = self._entries[name]
         values = np.asarray(values, dtype)
-        if values.shape != (*length, *entry):
-            what = f"{length[0]} entries" if length and not entry else f"shape {(*length, *entry)}"
+        expected = (*length, *entry)
+        # No entries at all may be of any width.
+        if values.shape != expected and (values.size or math.prod(expected)):
+            what = f"{length[0]} entries" if length and not entry else f"shape {expected}"
             raise ValueError(f"{name!r} must have {what}. Received: shape {values.shape}")
         entries[name].bytes_list.value.append(values.tobytes())

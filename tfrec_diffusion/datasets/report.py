@@ -102,18 +102,22 @@ class Report:
         return f"read and dropped: {json.dumps(self.get_config()['sources'])}"
 
 
-def split_report(counts):
+def split_report(counts, targets=()):
     """What `report.json` says of a split.
 
     Args:
         counts: `collections.Counter`. As `records.RecordEncoder` has filled it.
+        targets: sequence of str. `Schema.targets` without the first label. Defaults to `()`.
 
     Returns:
-        dict of the numbers of requests, candidates, clicks and behaviors, the label rate and, where
-        days are known, the candidates and clicks of each day.
+        dict of the numbers of requests, candidates, clicks and behaviors, the label rate, the means
+        of the targets if there are any and, where days are known, the candidates and clicks of each
+        day.
     """
     report = {name: counts[name] for name in ("requests", "candidates", "clicks", "behaviors")}
     report["label_rate"] = counts["clicks"] / counts["candidates"]
+    if targets:
+        report["means"] = {name: round(counts[name] / counts["candidates"], 6) for name in targets}
     days = sorted(key[1] for key in counts if key[0] == "candidates" and isinstance(key, tuple))
     if days:
         report["days"] = {

@@ -89,6 +89,11 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return ()
 
     @property
+    def targets(self):
+        """tuple of str. `Schema.targets`, which is needed before the raw data is read."""
+        return (schema_lib.LABEL,)
+
+    @property
     def scratch(self):
         """`pathlib.Path` of a directory for temporary files on the disk of `data_dir`, which is
         removed at the end.
@@ -182,7 +187,8 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     _generate_examples = None
 
     def _info(self):
-        features = {schema_lib.GROUP_ID: np.int64, schema_lib.LABEL: _list_of(np.float32)}
+        features = {schema_lib.GROUP_ID: np.int64}
+        features |= {name: _list_of(np.float32) for name in self.targets}
         for feature in self.features:
             numeric = feature.table in self.numeric_tables
             features[feature.name] = (
@@ -213,7 +219,7 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         report = {
             "options": {**self.options, "group_by": self._preparation.group_by},
             **self.report.get_config(),
-            "splits": {name: split_report(counts[name]) for name in splits},
+            "splits": {name: split_report(counts[name], schema.targets[1:]) for name in splits},
         }
         PreparedDirectory(self.data_dir).write_report(report)
         return infos

@@ -13,15 +13,15 @@ from tfrec_diffusion.datasets.sql import literal, quoted
 # What `NULL` is written as, beside an empty text.
 NULLS = ("NULL", "null", "\\N", "None", "nan", "NaN", "N/A", "NA")
 
-_TIMESTAMP = "TIMESTAMP*"
+_TIMES = ("TIMESTAMP*", "DATE")
 _INTEGERS = (
     *("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT"),
     *("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "DECIMAL(*,0)"),
 )
-# Types of Parquet columns, as patterns; a TIMESTAMP is read as nanoseconds since 1970 UTC, and of a
-# DOUBLE only what is an integer.
+# Types of Parquet columns, as patterns; a TIMESTAMP or a DATE is read as nanoseconds since 1970 UTC,
+# and of a DOUBLE only what is an integer.
 _READABLE_AS = {
-    "BIGINT": (*_INTEGERS, "DOUBLE", _TIMESTAMP),
+    "BIGINT": (*_INTEGERS, "DOUBLE", *_TIMES),
     "VARCHAR": (*_INTEGERS, "VARCHAR"),
     "FLOAT": (*_INTEGERS, "DECIMAL*", "FLOAT", "DOUBLE"),
 }
@@ -31,6 +31,8 @@ _TIME = (
     r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d+)?)?)?"
     r" ?(Z|UTC|[+-]\d\d(:?\d\d)?)?"
 )
+# An integer in text, such as `12`, or `12.0` as pandas writes one beside a blank.
+INTEGER = rf"\s*[+-]?[0-9]+\s*|\s*[+-]?[0-9]{{1,{_EXACT_DIGITS}}}\.0*\s*"
 _OFFSET = r":\d\d.*(Z|UTC|[+-]\d\d(:?\d\d)?)"
 
 # What is wrong with a value, by the code that `Value.fault` gives.
@@ -39,6 +41,7 @@ FAULTS = {
     "i": "is not an integer",
     "b": 'is an integer beyond 64 bits, which must be read as text (dtype "string")',
     "t": "is not a time in ISO 8601",
+    "v": "is not a vector of its table's width",
 }
 
 
@@ -59,7 +62,7 @@ class Value(NamedTuple):
 
 
 def is_timestamp(kind):
-    """Whether a Parquet column is a TIMESTAMP.
+    """Whether a Parquet column is a TIMESTAMP or a DATE.
 
     Args:
         kind: str. Its type.
@@ -67,7 +70,7 @@ def is_timestamp(kind):
     Returns:
         bool.
     """
-    return fnmatch.fnmatchcase(kind, _TIMESTAMP)
+    return any(fnmatch.fnmatchcase(kind, pattern) for pattern in _TIMES)
 
 
 def check_type(path, name, there, kind):
@@ -110,11 +113,10 @@ def of_text(text, kind, name, *, nulls=(), booleans=False):
     if kind == "FLOAT":
         cases = [f"WHEN {number} IS NOT NULL THEN {number}"]
     else:
-        decimals = rf"\s*[+-]?[0-9]{{1,{_EXACT_DIGITS}}}\.0*\s*"
         cases = [
             f"WHEN {number}::VARCHAR = {text} THEN {number}",
             *cases,
-            rf"WHEN regexp_full_match({text}, '\s*[+-]?[0-9]+\s*|{decimals}') THEN {number}",
+            f"WHEN regexp_full_match({text}, {literal(INTEGER)}) THEN {number}",
         ]
     if booleans:
         cases += [

@@ -7,9 +7,11 @@ import os
 import pathlib
 import shutil
 import tempfile
+from fractions import Fraction
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import tensorflow_datasets as tfds
 from pyarrow import parquet
 
@@ -27,8 +29,24 @@ _VECTORS_PER_CHUNK = 64
 SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR", "float32": "FLOAT"}
 MISSING = {"BIGINT": "-1", "VARCHAR": "''", "FLOAT": "'nan'::FLOAT"}
 
+# `Database.moments` makes numbers integers, the largest the first of these. A variance that is less
+# than the second, relative to the largest number, is none.
+_UNIT, _LEAST_VARIANCE = 2**40, 2.0**-40
 # How many characters of a dropped row the report shows.
 _SHOWN = 200
+
+
+def all_missing(kind, length):
+    """SQL of a list in which every value is missing.
+
+    Args:
+        kind: str. SQL type of the values, one of `SQL_TYPES`.
+        length: int. How many there are.
+
+    Returns:
+        str.
+    """
+    return f"list_resize([]::{kind}[], {length}, {MISSING[kind]})"
 
 
 def find_files(root, pattern):
@@ -63,11 +81,12 @@ def read(path):
         path: `pathlib.Path`. The file.
 
     Returns:
-        dict of arrays by column name, as `Database.chunks` yields them.
+        dict of arrays by column name, as `Database.chunks` yields them. A column of lists, all of
+        one length, is an array of shape (rows, length).
     """
     with parquet.ParquetFile(path) as file:
         columns = file.read(use_threads=False)
-    return {name: columns[name].to_numpy() for name in columns.column_names}
+    return {name: _column(columns[name]) for name in columns.column_names}
 
 
 class Database:
@@ -174,6 +193,7 @@ class Database:
         format_=csv_files.COMMAS,
         nulls=None,
         times=None,
+        separators=None,
     ):
         """Creates a table of some columns of files. Its `rowid` is the order of the rows.
 
@@ -190,8 +210,8 @@ class Database:
             table: str. Name of the table.
             paths: list of `pathlib.Path`. CSV files, plain or `.gz`, `.bz2` or `.zst`, and
                 `.parquet` files. Columns are found by their names in each file.
-            columns: dict of SQL type (one of `SQL_TYPES`) by column name. The columns to read;
-                `column` says how SQL names them in the table.
+            columns: dict of SQL type (one of `SQL_TYPES`, or a list of one as `sql_lists` has it)
+                by column name. The columns to read; `column` says how SQL names them in the table.
             header: sequence of str or `None`. Names of all columns of CSV files that have no header
                 line, and then no quotes. If `None`, CSV files have a header line. Defaults to
                 `None`.
@@ -209,6 +229,9 @@ class Database:
                 in ISO 8601 instead, which are read as nanoseconds since 1970 UTC, as TIMESTAMPs of
                 Parquet are; and the offset from UTC, in hours, of the times that have none. If
                 `None`, there are none. Defaults to `None`.
+            separators: dict of str by column name, or `None`. What stands between the values of
+                each column of lists in texts. If `None`, there are no such columns. Defaults to
+                `None`.
 
         Returns:
             set of the names of the columns that hold nanoseconds, because the files have TIMESTAMPs
@@ -225,6 +248,7 @@ class Database:
             format_._replace(quote="") if header else format_,
             nulls or {},
             times or {},
+            separators or {},
         )
         loader = loading.Loader(
             self.execute, self._report, self._directory, table, columns, options
@@ -300,6 +324,33 @@ class Database:
         self.execute("DROP TABLE counts")
         return counts["value"], counts["n"], total
 
+    def moments(self, select):
+        """Mean and variance of the finite ones among the numbers `value` of a query.
+
+        They are sums of integers, so that they do not depend on the order of the rows.
+
+        Args:
+            select: str. The query.
+
+        Returns:
+            Tuple of two floats, 0 without numbers. Differences of less than about a millionth of
+            the largest number count as none.
+        """
+        finite = f"FROM ({select}) WHERE isfinite(value)"
+        ((largest,),) = self.execute(f"SELECT max(abs(value))::DOUBLE {finite}")
+        if not largest:
+            return 0.0, 0.0
+        share = f"(value::DOUBLE / {largest!r})"
+        ((n, first, second),) = self.execute(
+            f"SELECT count(*), sum(round({share} * {_UNIT})::BIGINT), "
+            f"sum(round({share} * {share} * {_UNIT})::BIGINT) {finite}"
+        )
+        mean, square = Fraction(first, n * _UNIT), Fraction(second, n * _UNIT)
+        variance = square - mean**2
+        if variance < _LEAST_VARIANCE:
+            variance = 0
+        return float(mean) * largest, float(variance) * largest**2
+
     def cut(self, directory, key, queries):
         """Writes the results of queries to Parquet files, cut into parts by a key.
 
@@ -363,6 +414,13 @@ class Database:
                     concurrent.futures.wait([task], timeout=0.1)
                 raise
             return task.result()
+
+
+def _column(column):
+    if not pa.types.is_list(column.type):
+        return column.to_numpy()
+    values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(column), len(values) // max(1, len(column)))
 
 
 def _constant(value):

@@ -262,27 +262,6 @@ class Numbers:
         self.deviation = deviation
         self.width = width
 
-    @classmethod
-    def from_counts(cls, name, values, counts):
-        """With the mean and the standard deviation of what training has seen.
-
-        Args:
-            name: str. Name of the table.
-            values: float array of shape (n,). Distinct raw values; NaN is missing, and what is not
-                finite does not count.
-            counts: int array of shape (n,). How often training has seen each.
-
-        Returns:
-            `Numbers`.
-        """
-        values, counts = np.asarray(values, np.float64), np.asarray(counts, np.int64)
-        values, counts = values[np.isfinite(values)], counts[np.isfinite(values)]
-        if not counts.sum():
-            return cls(name)
-        mean = np.average(values, weights=counts)
-        deviation = np.sqrt(np.average((values - mean) ** 2, weights=counts))
-        return cls(name, float(mean), float(deviation) or 1.0)
-
     def encode(self, values):
         """Numbers as float32.
 

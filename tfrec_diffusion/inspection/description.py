@@ -13,7 +13,7 @@ from tfrec_diffusion.inspection.picture import draw
 from tfrec_diffusion.prepared_directory import PreparedDirectory
 
 
-def describe(directory, *, picture, split=None, requests=3):
+def describe(directory, *, picture, label="", split=None, requests=3):
     """Describes a prepared data set, reads every record once, and draws what it has counted.
 
     Memory grows with the users and the rows of the key tables, not with the records. The points
@@ -22,6 +22,7 @@ def describe(directory, *, picture, split=None, requests=3):
     Args:
         directory: str or `pathlib.Path`. The prepared data set.
         picture: str or `pathlib.Path`. File to write, in a format that its name says.
+        label: str. As in `RequestData`. Defaults to `""`.
         split: str or `None`. The only split to read. If `None`, all. Defaults to `None`.
         requests: int. How many requests of the first split to show. Defaults to `3`.
 
@@ -30,20 +31,21 @@ def describe(directory, *, picture, split=None, requests=3):
 
     Raises:
         FileNotFoundError: If there is no prepared data set, or no directory for the picture.
-        ValueError: If there is no such split, or matplotlib is not installed.
+        ValueError: If there is no such split or label, or matplotlib is not installed.
     """
     extras.require("tools", "matplotlib")
     picture = pathlib.Path(picture)
     if not picture.parent.is_dir():
         raise FileNotFoundError(f"no directory {picture.parent} for --picture={picture}")
-    data = RequestData(directory)
+    data = RequestData(directory, label=label)
     # In the order in which they were written, training first.
     splits = PreparedDirectory(directory).report["splits"]
     if split is not None:
         data.shards(split)  # refuses an unknown one
         splits = {split: splits[split]}
-    # Records do not tell their day, so these counts are those of the preparation.
-    days = {name: known["days"] for name, known in splits.items() if "days" in known}
+    # Records do not tell their day, so these counts are those of the preparation, which counts the
+    # first label only.
+    days = {name: known["days"] for name, known in splits.items() if "days" in known and not label}
 
     yield tables.schema_table(data)
     yield from first_requests(data, next(iter(splits)), requests)

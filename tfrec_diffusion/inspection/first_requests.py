@@ -52,6 +52,8 @@ def first_requests(data, split, number):
             lines += [f"  {group}: {'  '.join(named)}"] if named else []
         lines.append(f"  candidates: {real.sum()}, clicked: {label[i][real].sum():g}")
         columns = {"label": [f"{value:g}" for value in label[i][real]]}
+        if schema.weighted:
+            columns["weight"] = [f"{value:g}" for value in weight[i][real]]
         columns |= {f.name: column(f, i, real) for f in schema.group("candidate")}
         lines += shortened(columns)
         lines.append(f"  history: {past.sum()} of at most {schema.history_length}, newest last")

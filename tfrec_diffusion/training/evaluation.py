@@ -16,12 +16,13 @@ def evaluate(model, data, split, batch_size, machines=None, keep=None):
         batch_size: int. Requests in a batch.
         machines: `Machines` that the model lies on, or `None`. If `None`, this machine. Defaults
             to `None`.
-        keep: callable or `None`. Called with the split and its probabilities, labels and groups,
-            such as `RunDirectory.write_predictions`. Defaults to `None`.
+        keep: callable or `None`. Called with the split and its probabilities, labels, groups and
+            weights, such as `RunDirectory.write_predictions`. Defaults to `None`.
 
     Returns:
         dict of `auc`, `gauc` (by user, weighted by impressions), `log_loss`, `impressions`,
-        `click_rate`, `seconds`, `samples_per_second`.
+        `click_rate`, `seconds`, `samples_per_second`. Where impressions have weights, the metrics
+        have them, too; the click rate has not.
 
     Raises:
         OSError: If a file of the split is damaged.
@@ -29,12 +30,13 @@ def evaluate(model, data, split, batch_size, machines=None, keep=None):
     start = time.perf_counter()
     machines = machines or strategies.create("one")
     with data.naming_damage(split):
-        probabilities, labels, groups = machines.predict(model, data, split, batch_size)
+        probabilities, labels, groups, weights = machines.predict(model, data, split, batch_size)
     seconds = time.perf_counter() - start
+    weights = weights if data.schema.weighted else None
     if keep:
-        keep(split, probabilities, labels, groups)
+        keep(split, probabilities, labels, groups, weights)
     return {
-        **metrics.summary(labels, probabilities, groups),
+        **metrics.summary(labels, probabilities, groups, weights),
         "impressions": len(labels),
         "click_rate": float(labels.mean()),
         "seconds": seconds,

@@ -56,7 +56,8 @@ class Machines:
             batch_size: int. Requests in a batch.
 
         Returns:
-            Click probabilities float32, labels float32 and group ids int64, each (impressions,).
+            Click probabilities float32, labels float32, group ids int64 and weights float32, each
+            (impressions,).
         """
         strategy = self.strategy
         batches = strategy.distribute_datasets_from_function(
@@ -146,7 +147,8 @@ def _make_average(strategy, model):
 
 
 def _real_rows(probabilities, labels, weights, group_ids):
-    """The impressions of a batch that are not padding: their probabilities, labels and groups."""
-    real = weights.numpy() > 0
+    """What a batch has of impressions that are not padding."""
+    weights = weights.numpy()
+    real = weights > 0
     groups = np.repeat(group_ids.numpy(), real.sum(axis=1))
-    return probabilities.numpy()[real], labels.numpy()[real], groups
+    return probabilities.numpy()[real], labels.numpy()[real], groups, weights[real]

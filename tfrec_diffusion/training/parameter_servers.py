@@ -129,13 +129,13 @@ def _make_predict(strategy, model, data, batch_size):
         batches = iter(data.read(order, batch_size, first, with_group_id=True))
         columns = [
             tf.TensorArray(dtype, count, infer_shape=False, element_shape=(None,))
-            for dtype in (tf.float32, tf.float32, tf.int64)
+            for dtype in (tf.float32, tf.float32, tf.int64, tf.float32)
         ]
         for i in tf.range(count):
             features, label, weight, group_id = next(batches)
             real = weight > 0
             groups = tf.broadcast_to(group_id[:, None], tf.shape(real))
-            rows = (model(features, training=False), label, groups)
+            rows = (model(features, training=False), label, groups, weight)
             columns = [
                 column.write(i, tf.boolean_mask(row, real))
                 for column, row in zip(columns, rows, strict=True)

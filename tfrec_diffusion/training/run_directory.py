@@ -27,11 +27,14 @@ class Predictions(NamedTuple):
         probabilities: float32 array of shape (impressions,). Click probabilities.
         labels: int8 array of shape (impressions,).
         groups: int64 array of shape (impressions,). Id of each impression's user.
+        weights: float32 array of shape (impressions,), or `None` where each counts 1. Defaults to
+            `None`.
     """
 
     probabilities: np.ndarray
     labels: np.ndarray
     groups: np.ndarray
+    weights: np.ndarray | None = None
 
 
 class RunDirectory:
@@ -174,7 +177,7 @@ class RunDirectory:
         with np.load(path) as columns:
             return Predictions(**columns)
 
-    def write_predictions(self, split, probabilities, labels, groups):
+    def write_predictions(self, split, probabilities, labels, groups, weights=None):
         """Writes the predictions of a split, in its order.
 
         Args:
@@ -182,13 +185,17 @@ class RunDirectory:
             probabilities: float array of shape (impressions,). Click probabilities.
             labels: array of shape (impressions,). 0 or 1.
             groups: int array of shape (impressions,). Id of each impression's user.
+            weights: float array of shape (impressions,), or `None`. How much each counts. Defaults
+                to `None`.
         """
+        weighted = {} if weights is None else {"weights": np.asarray(weights, np.float32)}
         with written_aside(self.predictions_file(split)) as aside:
             np.savez_compressed(
                 aside,
                 probabilities=np.asarray(probabilities, np.float32),
                 labels=np.asarray(labels, np.int8),
                 groups=np.asarray(groups, np.int64),
+                **weighted,
             )
 
     @property
@@ -273,7 +280,8 @@ class RunDirectory:
         model = self.load_model()
         trained = self.flags
         directory = find_prepared(data_dir or trained["data_dir"], trained["dataset"])
-        data = RequestData(directory, model.schema.history_length)
+        label = trained.get("label", "")  # there was no choice before
+        data = RequestData(directory, model.schema.history_length, label)
         check_same_data(self.schema, data.schema)
         return model, data
 

@@ -21,6 +21,7 @@ from tfrec_diffusion.training.run_directory import RunDirectory
 _RESULT_FLAGS = (
     "dataset",
     "data_dir",
+    "label",
     "model",
     "set",
     "batch_size",
@@ -67,7 +68,7 @@ def train(options, model_arguments, find_data):
 def _train(options, model_arguments, find_data, directory):
     machines = strategies.create(options.strategy)
     if_all_may(machines, lambda: machines.is_chief and find_data())
-    data = RequestData(find_data(), options.history_length)
+    data = RequestData(find_data(), options.history_length, options.label)
     newer = PreparedDirectory(data.directory).newer_raw_files()
     if newer and machines.is_chief:
         print(f"warning: {newer}", file=sys.stderr)
