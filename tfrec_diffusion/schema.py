@@ -472,8 +472,9 @@ class Schema:
 
         Returns:
             dict of `tf.io.RaggedFeature` (lists) or `tf.io.FixedLenFeature` by feature name. An
-            absent value is a missing one. Entries of several numbers follow each other, each with
-            as many as `entry_shape` says; a user's or context's may have fewer values.
+            absent value is a missing one. Entries of several numbers follow each other. Those of
+            vectors have all their numbers; those of several values may have fewer than `values`,
+            all entries of an example equally many.
         """
         spec = {}
         for feature in self.features:

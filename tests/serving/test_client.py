@@ -197,6 +197,62 @@ def test_missing_inputs_are_named(connect):
         connect().score({"item": [1], "history": []})
 
 
+class Tagged(tf.Module):
+    """A candidate's score: how many of its tags the user likes, and the sum of its vector (9 if a
+    number is NaN)."""
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec(LIST, tf.string, name="likes"),
+            tf.TensorSpec((None, None, None), tf.string, name="tags"),
+            tf.TensorSpec((None, None, 2), tf.float32, name="image"),
+        ]
+    )
+    def serving_default(self, likes, tags, image):
+        liked = (tags[..., None] == likes[:, None, None, :]) & (tags[..., None] != "")
+        image = tf.reduce_sum(image, axis=-1)
+        image = tf.where(tf.math.is_nan(image), 9.0, image)
+        return {"click_probability": image + tf.reduce_sum(tf.cast(liked, tf.float32), axis=(2, 3))}
+
+
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tagged")
+    tf.saved_model.save(Tagged(), str(directory / "1"))
+    with StandIn({"tagged": directory}) as server:
+        yield server
+
+
+TAGGED = {
+    "likes": ["red", "blue"],
+    "tags": [["blue", "green", "red"], ["red"], [], None],
+    "image": [[0.25, 0.5], [1, 2], None, (0, -1)],
+}
+
+
+def test_candidates_with_several_values_and_vectors(connect, tagged):
+    """Of any number each, and without a vector."""
+    client = connect("tagged", tagged)
+    assert client.score(TAGGED).tolist() == [2.75, 4, 9, -1]
+    assert client.score({**TAGGED, "likes": []}).tolist() == [0.75, 3, 9, -1]
+    arrays = {"tags": np.array([["red", "blue"]]), "image": np.array([[1, 2]])}
+    assert client.score({**TAGGED, **arrays}).tolist() == [5]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tags": ["red"] * 4}, "'tags' must be a sequence of sequences of string"),
+        ({"tags": [[1]] * 4}, "'tags' must be a sequence of sequences of string"),
+        ({"image": [[1, 2], [1]]}, "'image' must be a sequence of sequences of float32"),
+        ({"image": [[1, 2, 3]] * 4}, "(?s).*image|shape|[Ss]hape"),
+    ],
+)
+def test_entries_that_do_not_fit(connect, tagged, change, message):
+    with pytest.raises(clients.InvalidRequest, match=message):
+        connect("tagged", tagged).score({**TAGGED, **change})
+
+
 def test_a_version_and_what_it_lacks(connect):
     old = connect(version=1)
     np.testing.assert_array_equal(old.score(REQUEST), -SCORES)

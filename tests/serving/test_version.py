@@ -447,6 +447,27 @@ class TestRichFeatures:
         found = signatures["examples"](examples=tf.constant(examples))["click_probability"]
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
+    def test_examples_with_fewer_values(self, rich):
+        """Each example has as many for each candidate as it needs, or none."""
+        _, _, signatures, raw = rich
+        raw = {**raw, "tags": raw["tags"].copy(), "history_tags": raw["history_tags"].copy()}
+        raw["tags"][:2, :, 1] = ""
+        raw["tags"][2] = ""
+        raw["history_tags"][1] = ""
+        expected = signatures["serving_default"](**as_tensors(raw))["click_probability"]
+        examples = [tf.train.Example.FromString(example) for example in as_examples(raw)]
+        for i in (0, 1):
+            del examples[i].features.feature["tags"].bytes_list.value[1::2]
+        del examples[2].features.feature["tags"]
+        del examples[1].features.feature["history_tags"]
+        serialized = [example.SerializeToString() for example in examples]
+        found = signatures["examples"](examples=tf.constant(serialized))["click_probability"]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        examples[0].features.feature["tags"].bytes_list.value.append(b"t")
+        message = "`tags` must have equally many values for each of `item`"
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            signatures["examples"](examples=tf.constant([examples[0].SerializeToString()]))
+
     def test_examples_with_a_part_of_a_vector_are_refused(self, rich):
         _, _, signatures, raw = rich
         example = tf.train.Example.FromString(as_examples(raw)[0])

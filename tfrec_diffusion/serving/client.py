@@ -10,7 +10,9 @@ The server is TF Serving, or a stand-in for it:
 
 A request is a dict of raw values by the names of the features: a single value of each user and
 context feature, and a sequence of each candidate, history and behavior feature. Behaviors are in
-the order of time, the oldest first. Features that a signature does not take are not sent.
+the order of time, the oldest first. Features that a signature does not take are not sent. Where a
+feature has several values (tags) or is a vector, a sequence takes the place of a value: of tags it
+may have any length, and `None` stands for a vector that is missing.
 
 `score` sends a request as tensors. `score_examples` sends many as `tf.train.Example`s, which is
 safe when the server batches. If the model has the signature `user_state`, the method of that name
@@ -44,6 +46,12 @@ from tensorflow_serving.apis import (
 
 from tfrec_diffusion.serving import OUTPUT
 
+# What stands for a missing value of a type, see `schema.Table.missing`.
+_MISSING = {
+    tf.int64.as_datatype_enum: -1,
+    tf.string.as_datatype_enum: b"",
+    tf.float32.as_datatype_enum: float("nan"),
+}
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5  # seconds between tries
 
 
@@ -412,12 +420,45 @@ def _tensors(signature, specs, request, state=None):
 
 def _array(name, value, spec):
     """One value of a request with the batch's axis in front, as the server takes it."""
-    axes = len(spec.tensor_shape.dim) - 1
-    array = _text(value) if spec.dtype == tf.string.as_datatype_enum else _number(value, spec)
-    if array is None or array.ndim != axes:
-        kind = f"{'a sequence' if axes else 'a value'} of {tf.as_dtype(spec.dtype).name}"
-        raise InvalidRequest(f"{name!r} must be {kind}. Received: {value!r}")
+    shape = tuple(axis.size for axis in spec.tensor_shape.dim[1:])
+    whole = _filled_up(value, shape, _MISSING.get(spec.dtype))
+    array = _text(whole) if spec.dtype == tf.string.as_datatype_enum else _number(whole, spec)
+    if array is None or array.ndim != len(shape):
+        kind = ("a value", "a sequence", "a sequence of sequences")[len(shape)]
+        dtype = tf.as_dtype(spec.dtype).name
+        raise InvalidRequest(f"{name!r} must be {kind} of {dtype}. Received: {value!r}")
     return array[None]
+
+
+def _filled_up(value, shape, missing):
+    """Several values of entries, all with as many as the most have, and vectors in place of None.
+
+    Args:
+        value: The value of a request.
+        shape: tuple of int. Its shape in a signature; -1 for axes of any length.
+        missing: int, float or bytes. What stands for a missing value.
+
+    Returns:
+        The value, as it is where it needs nothing.
+    """
+    if len(shape) == 1 and shape[0] > 0 and value is None:
+        return [missing] * shape[0]
+    texts = (str, bytes)
+    if len(shape) < 2 or isinstance(value, (np.ndarray, *texts)):
+        return value
+    try:
+        if any(isinstance(entry, texts) for entry in value):
+            return value
+        entries = [() if entry is None else tuple(entry) for entry in value]
+    except TypeError:  # no sequence of sequences
+        return value
+    most = max(shape[1], 1, *map(len, entries))
+    if shape[1] > 0 and any(len(entry) not in (0, most) for entry in entries):
+        return value  # a vector lacks some of its numbers
+    filled = np.full((len(entries), most), missing, object)
+    for row, entry in zip(filled, entries, strict=True):
+        row[: len(entry)] = entry
+    return filled if isinstance(missing, bytes) else filled.tolist() or np.zeros((0, most))
 
 
 def _text(value):

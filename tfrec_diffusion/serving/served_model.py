@@ -84,7 +84,11 @@ class ServedModel(tf.Module):
         size = math.prod(self.schema.entry_shape(feature))
         length = raw[name].row_lengths()
         what = f"have {size} values"
-        if key:
+        if key and feature.values > 1:
+            entries = raw[key].row_lengths()
+            expected = entries * _values_of_an_entry(length, entries)
+            what = f"have equally many values for each of `{key}`"
+        elif key:
             expected = size * raw[key].row_lengths()
             what = f"{what} for each of `{key}`" if size > 1 else f"be as long as `{key}`"
         elif feature.values > 1:  # a user may have any number of them
@@ -101,6 +105,12 @@ class ServedModel(tf.Module):
         shape = [tf.cast(axis, tf.int64) for axis in (*lengths, *entry)]
         missing = self.schema.table(feature.table).missing
         values = raw[feature.name]
+        if key and feature.values > 1:
+            entries = raw[key].row_lengths()
+            counts = tf.repeat(_values_of_an_entry(values.row_lengths(), entries), entries)
+            of_entries = tf.RaggedTensor.from_row_lengths(values.flat_values, counts)
+            of_entries = of_entries.to_tensor(missing, shape=(None, feature.values))
+            return tf.RaggedTensor.from_row_lengths(of_entries, entries).to_tensor(missing)
         flat = values.to_tensor(missing, shape=(-1, tf.reduce_prod(shape)))
         return tf.reshape(flat, (values.nrows(tf.int64), *shape))
 
@@ -164,6 +174,10 @@ class ServedModel(tf.Module):
             probability = correct(probability, self.schema.negative_rate)
         real = tf.not_equal(rows[self.schema.candidate_key], PADDING)
         return {OUTPUT: tf.where(real, probability, 0.0)}
+
+
+def _values_of_an_entry(length, entries):
+    return length // tf.maximum(entries, 1)
 
 
 def _sent_as(tensor):
