@@ -13,7 +13,7 @@ def run(name, *arguments):
     """Runs `python -m tfrec_diffusion.<name>`; returns its exit status, stdout and stderr."""
     main = importlib.import_module(f"tfrec_diffusion.{name}").main
     arguments = [name, *map(str, arguments)]
-    return ended(main, getattr(flags, name), arguments, takes_rest=name == "compare")
+    return ended(main, getattr(flags, name), arguments, takes_rest=name in ("compare", "tune"))
 
 
 def ended(main, define_flags, argv, **more):

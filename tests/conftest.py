@@ -9,6 +9,7 @@ os.environ.setdefault(
 )
 
 import gc
+import pathlib
 
 import keras
 import numpy as np
@@ -17,6 +18,7 @@ import tensorflow as tf
 from memory import let_go
 from tensorflow_datasets.core import shuffle
 
+from tfrec_diffusion import schema as schema_lib
 from tfrec_diffusion.schema import Feature, Schema, Table
 
 # The same of graphs.
@@ -156,3 +158,64 @@ def requests_of(schema):
         return features
 
     return make
+
+
+@pytest.fixture(scope="session")
+def read_records():
+    """`read_records(directory, split)`: dicts of integers and arrays, as the records hold them."""
+
+    def decoded(name, entry):
+        if entry.int64_list.value:
+            return entry.int64_list.value[0]
+        dtype = np.dtype("<f4" if name == schema_lib.LABEL else "<i4")
+        return np.frombuffer(entry.bytes_list.value[0], dtype)
+
+    def read(directory, split):
+        (shard,) = pathlib.Path(directory).glob(f"*-{split}.tfrecord-00000-of-00001")
+        records = tf.data.TFRecordDataset(str(shard)).as_numpy_iterator()
+        features = (tf.train.Example.FromString(record).features.feature for record in records)
+        return [{name: decoded(name, entry) for name, entry in of.items()} for of in features]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def read_requests(read_records):
+    """`read_requests(directory, split)`: dicts of raw values; None is missing, "?" unknown.
+
+    Values of tables without a vocabulary file stay rows.
+    """
+
+    def read(directory, split):
+        schema = schema_lib.Schema.load(directory)
+        values = {}
+        for table in schema.tables:
+            if table.kind == "vocabulary":
+                lines = (
+                    pathlib.Path(schema.vocabulary_path(table)).read_bytes().decode().split("\n")
+                )
+                convert = int if table.dtype == "int64" else str
+                values[table.name] = [None, "?", *map(convert, lines[:-1])]
+        requests = []
+        for record in read_records(directory, split):
+            request = {"label": record["label"].tolist(), "group_id": record["group_id"]}
+            for feature in schema.features:
+                rows = record[feature.name]
+                rows = rows if isinstance(rows, int) else rows.tolist()
+                if feature.table in values:
+                    decode = values[feature.table].__getitem__
+                    rows = decode(rows) if isinstance(rows, int) else [decode(row) for row in rows]
+                request[feature.name] = rows
+            requests.append(request)
+        return requests
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def samples():
+    """Directory of the real samples; skips the test where they are absent."""
+    path = pathlib.Path(__file__).parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"no real samples in {path}")
+    return path

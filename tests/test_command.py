@@ -8,7 +8,7 @@ from commands import run
 
 from tfrec_diffusion import command
 
-COMMANDS = ("prepare", "train", "evaluate", "export", "inspect", "compare")
+COMMANDS = ("prepare", "train", "evaluate", "export", "inspect", "compare", "tune")
 
 
 def test_flags_are_answered_before_tensorflow_is_imported():

@@ -11,25 +11,31 @@ ORDER = (
     "names",
     "files",
     "extras",
+    "processes",
     "schema",
     "losses",
     "metrics",
+    "calibration",
     "optimizers",
     "provenance",
     "layers",
     "diffusion",
     "models",
     "prepared_directory",
+    "row_maps",
     "input_pipeline",
     "training",
     "datasets",
+    "drafting",
+    "prediction",
     "flags",
     "command",
     "serving",
     "inspection",
     "comparison",
+    "tuning",
 )
-COMMANDS = {"prepare", "train", "evaluate", "export", "inspect", "compare"}
+COMMANDS = {"prepare", "train", "evaluate", "export", "inspect", "compare", "tune", "predict"}
 # A command beside what it starts.
 STAND_IN = PACKAGE / "serving" / "stand_in.py"
 MODULES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__init__.py"})
@@ -76,7 +82,7 @@ def test_only_commands_know_flags_and_only_they_and_what_they_run_print(path):
         return
     if room(path) not in ("flags", "command"):
         assert "absl" not in path.read_text()
-    if room(path) not in ("command", "training", "comparison"):
+    if room(path) not in ("command", "training", "comparison", "tuning"):
         assert "print" not in called_names(path)
     if room(path) in ("layers", "diffusion", "models"):
         assert "open" not in called_names(path) and "pathlib" not in path.read_text()

@@ -188,6 +188,101 @@ def test_the_best_result_has_the_highest_auc_or_else_the_lowest_log_loss(
     assert metrics.best([{"auc": auc, "log_loss": loss} for auc, loss in pairs]) == expected
 
 
+def test_predicted_over_observed_by_hand():
+    labels, probabilities = [1, 0, 0, 1, 0], [0.9, 0.6, 0.1, 0.5, 0.4]
+    assert metrics.predicted_over_observed(labels, probabilities) == pytest.approx(2.5 / 2)
+    # 2 * 0.9 + 3 * 0.4 of 2 clicks
+    weighted = metrics.predicted_over_observed(labels, probabilities, [2, 0, 0, 0, 3])
+    assert weighted == pytest.approx(3.0 / 2)
+    assert metrics.predicted_over_observed([True], np.float32([0.5])) == 0.5
+
+
+def test_reliability_by_hand():
+    # Three bins of two rows each, in order: (0.1, 0.2), (0.3, 0.5), (0.7, 0.9).
+    labels, probabilities = [1, 0, 0, 1, 1, 0], [0.9, 0.1, 0.7, 0.3, 0.5, 0.2]
+    found = metrics.reliability(labels, probabilities, bins=3)
+    np.testing.assert_allclose(found.predicted, [0.15, 0.4, 0.8])
+    assert found.observed.tolist() == [0, 1, 0.5]
+    np.testing.assert_allclose(found.share, 1 / 3)
+    assert found.impressions.tolist() == [2, 2, 2] == found.effective.tolist()
+    error = metrics.calibration_error(labels, probabilities, bins=3)
+    assert error == pytest.approx((0.15 + 0.6 + 0.3) / 3)
+    # Of one bin, only the means count.
+    assert metrics.calibration_error(labels, probabilities, bins=1) == pytest.approx(0.05)
+
+
+def test_bins_have_equal_weight_not_equal_width():
+    """With weights (3, 1, 2, 2, 0, 4), two bins have 6 each."""
+    probabilities = [0.01, 0.02, 0.03, 0.04, 0.05, 0.9]
+    found = metrics.reliability([0, 0, 1, 1, 1, 1], probabilities, [3, 1, 2, 2, 0, 4], bins=2)
+    np.testing.assert_allclose(found.share, 1 / 2)
+    np.testing.assert_allclose(found.observed, [2 / 6, 1])
+    np.testing.assert_allclose(found.predicted, [0.11 / 6, 3.68 / 6])
+    assert found.impressions.tolist() == [3, 2]  # none of weight 0
+    np.testing.assert_allclose(found.effective, [36 / 14, 36 / 20])
+
+
+def test_equal_probabilities_share_a_bin_however_the_rows_are_ordered():
+    labels = np.array([1, 0, 0, 0, 0, 1, 1, 1])
+    probabilities = np.array([0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.1, 0.9])
+    found = metrics.reliability(labels, probabilities, bins=4)
+    assert found.impressions.tolist() == [1, 6, 1]
+    np.testing.assert_allclose(found.observed, [1, 1 / 3, 1])
+    error = metrics.calibration_error(labels, probabilities, bins=4)
+    assert error == pytest.approx((1 * 0.9 + 6 * (1 / 2 - 1 / 3) + 1 * 0.1) / 8)
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(8)
+        again = metrics.reliability(labels[order], probabilities[order], bins=4)
+        np.testing.assert_allclose(again.observed, found.observed)
+    constant = metrics.reliability([1, 0], [0.5, 0.5])
+    assert constant.share.tolist() == [1] and constant.observed.tolist() == [0.5]
+
+
+@pytest.mark.parametrize("distinct_scores", [5, 10_000])
+def test_calibration_with_a_weight_of_two_is_as_two_rows(distinct_scores):
+    labels, scores, _ = make_impressions(seed=0, distinct_scores=distinct_scores)
+    probabilities = 1 / (1 + np.exp(-scores))
+    weights = np.random.default_rng(1).integers(0, 4, len(labels))
+    repeated = [np.repeat(column, weights) for column in (labels, probabilities)]
+    found = metrics.calibration(labels, probabilities, weights)
+    assert found == pytest.approx(metrics.calibration(*repeated), rel=1e-12)
+    assert found != pytest.approx(metrics.calibration(labels, probabilities), rel=1e-3)
+    # Of one row that is heavier than a bin, too.
+    heavy = np.where(np.arange(len(labels)) == 7, 100, 1)
+    repeated = [np.repeat(column, heavy) for column in (labels, probabilities)]
+    found = metrics.calibration(labels, probabilities, heavy)
+    assert found == pytest.approx(metrics.calibration(*repeated), rel=1e-12)
+
+
+def test_the_calibration_error_of_a_calibrated_model_is_what_chance_makes_it():
+    rng = np.random.default_rng(0)
+    probabilities = rng.uniform(0.2, 0.4, 40_000)
+    labels = rng.random(40_000) < probabilities
+    by_chance = math.sqrt(2 / math.pi * 0.3 * 0.7 * metrics.CALIBRATION_BINS / 40_000)
+    found = metrics.calibration_error(labels, probabilities)
+    assert found == pytest.approx(by_chance, rel=0.3)
+    # A tenth too much is a tenth of 0.3 more.
+    assert metrics.calibration_error(labels, 1.1 * probabilities) == pytest.approx(0.03, rel=0.1)
+
+
+def test_calibration_of_nothing_is_nan():
+    assert math.isnan(metrics.predicted_over_observed([0, 0], [0.1, 0.2]))
+    assert metrics.calibration_error([0, 0], [0.1, 0.3]) == pytest.approx(0.2)
+    for columns in (([], []), ([1, 0], [0.1, 0.2], [0, 0])):
+        assert all(math.isnan(value) for value in metrics.calibration(*columns).values())
+        assert all(len(column) == 0 for column in metrics.reliability(*columns))
+
+
+@pytest.mark.parametrize(("by", "expected"), [("auc", 1), ("gauc", 2), ("log_loss", 0)])
+def test_the_best_result_by_a_metric(by, expected):
+    results = [
+        {"auc": 0.7, "gauc": 0.6, "log_loss": 0.3},
+        {"auc": 0.8, "gauc": 0.6, "log_loss": 0.4},
+        {"auc": 0.7, "gauc": 0.7, "log_loss": 0.5},
+    ]
+    assert metrics.best(results, by) == expected
+
+
 def test_rela_impr_by_hand():
     assert metrics.rela_impr(0.75, 0.7) == pytest.approx(25)
     assert metrics.rela_impr(0.7, 0.75) == pytest.approx(-20)
@@ -229,24 +324,38 @@ def test_wrong_input_is_refused(labels, scores, groups, message):
         ([0, 1], [math.nan, 0.2], "must be a number"),
     ],
 )
-@pytest.mark.parametrize("metric", [metrics.auc, metrics.log_loss])
+@pytest.mark.parametrize(
+    "metric",
+    [metrics.auc, metrics.log_loss, metrics.predicted_over_observed, metrics.calibration_error],
+)
 def test_wrong_input_of_auc_and_log_loss_is_refused(metric, labels, scores, message):
     with pytest.raises(ValueError, match=message):
         metric(labels, scores)
 
 
-@pytest.mark.parametrize("metric", [metrics.auc, metrics.log_loss])
+@pytest.mark.parametrize(
+    "metric",
+    [metrics.auc, metrics.log_loss, metrics.predicted_over_observed, metrics.calibration_error],
+)
 @pytest.mark.parametrize("weight", [-1, math.nan])
 def test_wrong_weights_are_refused(metric, weight):
     with pytest.raises(ValueError, match=r"`weights` must be at least 0. Received: weights\[1\]="):
         metric([0, 1], [0.1, 0.2], weights=[1, weight])
 
 
-def test_probabilities_outside_0_and_1_are_refused():
+@pytest.mark.parametrize(
+    "metric", [metrics.log_loss, metrics.predicted_over_observed, metrics.calibration_error]
+)
+def test_probabilities_outside_0_and_1_are_refused(metric):
     with pytest.raises(ValueError, match=r"in \[0, 1\]. Received: probabilities\[1\]=1.5"):
-        metrics.log_loss([0, 1], [0.5, 1.5])
+        metric([0, 1], [0.5, 1.5])
     with pytest.raises(ValueError, match=r"in \[0, 1\]. Received: probabilities\[0\]=-0.1"):
-        metrics.log_loss([0, 1], [-0.1, 0.5])
+        metric([0, 1], [-0.1, 0.5])
+
+
+def test_no_bins_are_refused():
+    with pytest.raises(ValueError, match="`bins` must be at least 1. Received: bins=0"):
+        metrics.reliability([0, 1], [0.1, 0.2], bins=0)
 
 
 def test_percentages_are_no_auc():

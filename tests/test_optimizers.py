@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec_diffusion.optimizers import LazyAdam
+from tfrec_diffusion.optimizers import LazyAdam, Schedule
 
 
 def slices(indices, seed):
@@ -48,6 +48,52 @@ def test_rows_move_as_adam_moves_them_alone():
     gradient = tf.IndexedSlices(tf.constant([[2.0], [-3.0], [2.0]]), tf.constant([1, 3, 1]), (4, 1))
     optimizer.apply_gradients([(gradient, variable)])
     np.testing.assert_allclose(variable, [[0], [-0.5], [0], [0.5]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("as_dense", [False, True])
+def test_moments_of_another_optimizer_go_on(as_dense):
+    """Five steps of one are three of one and two of another with its moments."""
+    steps = [[0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2], [0, 1, 2, 3], [3, 0, 1, 2]]
+    expected = run(LazyAdam(0.1), steps, as_dense)
+
+    variable = keras.Variable(np.ones((4, 3), "f"))
+    first = LazyAdam(0.1)
+    second = LazyAdam.from_config(LazyAdam(0.1, steps_before=3).get_config())
+    for optimizer in (first, second):
+        optimizer.build([variable])
+    for step, indices in enumerate(steps):
+        if step == 3:
+            for ours, theirs in zip(second.variables[2:], first.variables[2:], strict=True):
+                ours.assign(theirs)
+        gradient = slices(indices, seed=step)
+        gradient = tf.convert_to_tensor(gradient) if as_dense else gradient
+        (first if step < 3 else second).apply_gradients([(gradient, variable)])
+    np.testing.assert_allclose(variable, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("constant", [0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4]),
+        ("linear", [0.1, 0.2, 0.3, 0.4, 0.3, 0.2, 0.1]),
+        ("cosine", [0.1, 0.2, 0.3, 0.4, 0.4 * (2 + 2**0.5) / 4, 0.2, 0.4 * (2 - 2**0.5) / 4]),
+    ],
+)
+def test_a_schedule_rises_and_falls(kind, expected):
+    schedule = Schedule.from_config(Schedule(0.4, kind, steps=8, warmup_steps=4).get_config())
+    rates = [float(schedule(tf.constant(step))) for step in (0, 1, 2, 4, 5, 6, 7)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+    assert float(schedule(8)) == pytest.approx(0.4 if kind == "constant" else 0)
+
+
+def test_a_row_of_a_table_decays_when_it_is_looked_up():
+    """By 0.1 * 0.5 of itself, beside Adam's step of 0.1."""
+    variable = keras.Variable(np.full((4, 1), 2.0, "f"))
+    optimizer = LazyAdam(0.1, table_decay=0.5)
+    optimizer.build([variable])
+    gradient = tf.IndexedSlices(tf.constant([[7.0]]), tf.constant([1]), (4, 1))
+    optimizer.apply_gradients([(gradient, variable)])
+    np.testing.assert_allclose(variable, [[2], [2 - 0.1 - 0.1], [2], [2]], rtol=1e-5)
 
 
 def test_tables_may_have_a_learning_rate_of_their_own():

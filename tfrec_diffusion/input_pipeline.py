@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec_diffusion.prepared_directory import PreparedDirectory
+from tfrec_diffusion.row_maps import row_maps
 from tfrec_diffusion.schema import GROUP_ID, LABEL, PADDING, WEIGHT, Schema, label_key
 
 
@@ -95,14 +96,21 @@ class RequestData:
             If `None`, all of them. Defaults to `None`.
         label: str. Name of the label to read, one of `Schema.labels`, or `""` for the first one.
             Defaults to `""`.
+        read_as: `Schema` or `None`. The schema of a trained model, with its vocabularies. Values
+            get the rows that they have there, and those that it does not know are out of
+            vocabulary. If `None`, values have the rows that they were prepared with. Defaults to
+            `None`.
 
     Attributes:
         directory: `pathlib.Path`, absolute.
         schema: `Schema` with that `history_length`.
+        row_maps: dict of arrays by table, see `row_maps.row_maps`; empty unless `read_as` has other
+            vocabularies.
 
     Raises:
         FileNotFoundError: If there is no prepared data set.
-        ValueError: If `history_length` is longer than what was prepared, or there is no such label.
+        ValueError: If `history_length` is longer than what was prepared, there is no such label, or
+            `read_as` is of other data.
 
     Example:
 
@@ -112,7 +120,7 @@ class RequestData:
     >>> model.fit(data.batches("train", shuffle_seed=0), validation_data=data.batches("validation"))
     """
 
-    def __init__(self, directory, history_length=None, label=""):
+    def __init__(self, directory, history_length=None, label="", read_as=None):
         schema = Schema.load(directory)
         if label not in ("", *schema.labels):
             raise ValueError(
@@ -126,6 +134,15 @@ class RequestData:
                     f"was prepared with. Received: history_length={history_length}"
                 )
             schema = dataclasses.replace(schema, history_length=history_length)
+        self.row_maps = {}
+        if read_as is not None:
+            self.row_maps = row_maps(schema, read_as)
+            schema = dataclasses.replace(
+                read_as,
+                history_length=schema.history_length,
+                labels=schema.labels,
+                weighted=schema.weighted,
+            )
         prepared = PreparedDirectory(directory)
         self.directory = prepared.path
         self.schema = schema
@@ -317,7 +334,7 @@ class RequestData:
         steps = self.num_batches(split, batch_size) - first_batch
         records = self._records(part, batch_size // workers, first_batch, shuffle_window)
         if input_context is not None:
-            padding = tf.data.Dataset.from_tensors(_padding(self.schema)).repeat()
+            padding = tf.data.Dataset.from_tensors(padding_record(self.schema)).repeat()
             records = records.concatenate(padding).take(steps * batch_size // workers)
         return (
             # Filled up, none is dropped, and the size is static.
@@ -372,32 +389,48 @@ class RequestData:
         return windows.map(permuted).prefetch(1).unbatch().skip(start - first).apply(whole)
 
     def _parse(self, records, with_group_id):
-        schema = self.schema
-        parsed = tf.io.parse_example(records, schema.record_spec())
-        most = tf.reduce_max(tf.strings.length(parsed[LABEL])) // tf.float32.size
-        candidates = _padded_candidates(tf.maximum(most, 1))
+        batch = parse(self.schema, records, self._label)
         features = {}
-        for feature in schema.features:
-            value = parsed[feature.name]
-            if schema.is_scalar(feature):
-                features[feature.name] = tf.cast(value, tf.int32)
-                continue
-            entry, dtype = schema.entry_shape(feature), tf.as_dtype(schema.input_dtype(feature))
-            if feature.group == "candidate":
-                shape = (candidates, *entry)
-            elif feature.group in ("history", "behavior"):
-                shape = (schema.history_length, *entry)
-                value = _newest(value, schema.history_length * math.prod(entry))
-            else:
-                shape = entry
-            features[feature.name] = _decode(value, dtype, *shape)
-        label = _decode(parsed[self._label], tf.float32, candidates)
-        weight = tf.cast(tf.not_equal(features[schema.candidate_key], PADDING), tf.float32)
-        if schema.weighted:
-            weight *= _decode(parsed[WEIGHT], tf.float32, candidates)
-        if with_group_id:
-            return features, label, weight, parsed[GROUP_ID]
-        return features, label, weight
+        for feature in self.schema.features:
+            value, rows = batch[0][feature.name], self.row_maps.get(feature.table)
+            features[feature.name] = value if rows is None else tf.gather(rows, value)
+        return (features, *batch[1:]) if with_group_id else (features, *batch[1:3])
+
+
+def parse(schema, records, label=LABEL):
+    """Parses prepared requests.
+
+    Args:
+        schema: `Schema`.
+        records: string tensor of shape (batch,). Serialized records.
+        label: str. Which of `Schema.targets` is the label. Defaults to `LABEL`.
+
+    Returns:
+        Tuple of features, label, weight and group id, as `RequestData.batches` has them.
+    """
+    parsed = tf.io.parse_example(records, schema.record_spec())
+    most = tf.reduce_max(tf.strings.length(parsed[LABEL])) // tf.float32.size
+    candidates = _padded_candidates(tf.maximum(most, 1))
+    features = {}
+    for feature in schema.features:
+        value = parsed[feature.name]
+        if schema.is_scalar(feature):
+            features[feature.name] = tf.cast(value, tf.int32)
+            continue
+        entry, dtype = schema.entry_shape(feature), tf.as_dtype(schema.input_dtype(feature))
+        if feature.group == "candidate":
+            shape = (candidates, *entry)
+        elif feature.group in ("history", "behavior"):
+            shape = (schema.history_length, *entry)
+            value = _newest(value, schema.history_length * math.prod(entry))
+        else:
+            shape = entry
+        features[feature.name] = _decode(value, dtype, *shape)
+    labels = _decode(parsed[label], tf.float32, candidates)
+    weight = tf.cast(tf.not_equal(features[schema.candidate_key], PADDING), tf.float32)
+    if schema.weighted:
+        weight *= _decode(parsed[WEIGHT], tf.float32, candidates)
+    return features, labels, weight, parsed[GROUP_ID]
 
 
 def _damage(shard):
@@ -413,8 +446,15 @@ def _damage(shard):
     return None
 
 
-def _padding(schema):
-    """A serialized record without candidates and behaviors, with 0 for everything else."""
+def padding_record(schema):
+    """A serialized record without candidates and behaviors, with 0 for everything else.
+
+    Args:
+        schema: `Schema`.
+
+    Returns:
+        bytes.
+    """
     empty = {
         tf.string: tf.train.Feature(bytes_list=tf.train.BytesList(value=[b""])),
         tf.int64: tf.train.Feature(int64_list=tf.train.Int64List(value=[0])),

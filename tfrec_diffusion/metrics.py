@@ -1,12 +1,14 @@
-"""Exact ranking metrics of click probabilities: AUC, GAUC, log loss and RelaImpr."""
+"""Exact metrics of click probabilities: AUC, GAUC, log loss, calibration and RelaImpr."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 # With a probability of exactly 0 or 1, a single wrong row would make the log loss infinite. This is
 # the machine epsilon of float32, the precision in which models predict; a row costs at most 15.95.
 _EPSILON = 2.0**-23
+CALIBRATION_BINS = 20
 
 
 def auc(labels, scores, weights=None):
@@ -44,22 +46,24 @@ def comparable(auc):
     return -1.0 if auc is None or math.isnan(auc) else auc
 
 
-def best(results):
+def best(results, by="auc"):
     """Number of the best of several results on the same split.
 
-    That is the first with the highest AUC or, if the split has one class only, so that no AUC is
-    defined, the first with the lowest log loss.
+    That is the first with the highest AUC or GAUC or, by choice or if the split has one class only,
+    so that none is defined, the first with the lowest log loss.
 
     Args:
-        results: list of dict. Each has floats `auc` and `log_loss`, as `summary` returns them, or
-            null as files have it for NaN.
+        results: list of dict. Each has floats `auc`, `gauc` and `log_loss`, as `summary` returns
+            them, or null as files have it for NaN.
+        by: str. `"auc"`, `"gauc"` or `"log_loss"`. Defaults to `"auc"`.
 
     Returns:
         int.
     """
-    aucs = [comparable(result["auc"]) for result in results]
-    if max(aucs) >= 0:
-        return aucs.index(max(aucs))
+    if by != "log_loss":
+        aucs = [comparable(result[by]) for result in results]
+        if max(aucs) >= 0:
+            return aucs.index(max(aucs))
     losses = [result["log_loss"] for result in results]
     return losses.index(min(losses))
 
@@ -119,14 +123,10 @@ def log_loss(labels, probabilities, weights=None):
         ValueError: If the arguments differ in length or are not 1-D, if a label is neither 0 nor 1,
             if a probability is NaN or outside [0, 1], or if a weight is negative or NaN.
     """
-    labels, probabilities, weights = _columns(
-        labels=labels, probabilities=probabilities, weights=weights
-    )
-    outside = (probabilities < 0) | (probabilities > 1)
-    _refuse(outside, "probabilities", probabilities, "in [0, 1]")
+    labels, probabilities, weights = checked_predictions(labels, probabilities, weights)
     if not len(labels):
         return math.nan
-    p = np.clip(probabilities.astype(np.float64), _EPSILON, 1 - _EPSILON)
+    p = np.clip(probabilities, _EPSILON, 1 - _EPSILON)
     losses = -np.log(np.where(labels == 1, p, 1 - p))
     return float(np.mean(losses) if weights is None else np.average(losses, weights=weights))
 
@@ -153,6 +153,149 @@ def summary(labels, probabilities, groups, weights=None):
     }
 
 
+def predicted_over_observed(labels, probabilities, weights=None):
+    """The number of clicks that a model predicts over the number that there were.
+
+    1 is right on average, and above 1 is too high. He et al. call it the calibration of a model.
+
+    Args:
+        labels: array of shape (rows,). As in `log_loss`.
+        probabilities: array of shape (rows,). As in `log_loss`.
+        weights: array of shape (rows,) or `None`. As in `log_loss`. Defaults to `None`.
+
+    Returns:
+        float, or NaN if there are no clicks.
+
+    Raises:
+        ValueError: As in `log_loss`.
+
+    Reference: He et al., Practical Lessons from Predicting Clicks on Ads at Facebook, ADKDD 2014,
+    section 2.
+    """
+    labels, probabilities, weights = checked_predictions(labels, probabilities, weights)
+    weights = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
+    observed = np.sum(weights * labels)
+    return float(np.sum(weights * probabilities) / observed) if observed else math.nan
+
+
+class Reliability(NamedTuple):
+    """What a model predicts and what happened, in bins of rising probability.
+
+    Args:
+        predicted: float64 array of shape (bins,). Mean probability.
+        observed: float64 array of shape (bins,). Share of clicks.
+        share: float64 array of shape (bins,). Of all weight; the sum is 1.
+        impressions: int64 array of shape (bins,). Number of rows with a weight.
+        effective: float64 array of shape (bins,). Number of equally weighted rows that would tell
+            the share of clicks as exactly (Kish): (sum of weights)^2 / (sum of squared weights).
+    """
+
+    predicted: np.ndarray
+    observed: np.ndarray
+    share: np.ndarray
+    impressions: np.ndarray
+    effective: np.ndarray
+
+
+def reliability(labels, probabilities, weights=None, bins=CALIBRATION_BINS):
+    """The points of a reliability diagram, from bins of equal weight.
+
+    Bins of equal width, which are usual where probabilities of classes are judged, would hold
+    nearly all impressions in one or two, as most click probabilities are small; and those of equal
+    weight have the smaller bias (Roelofs et al.). Rows of the same probability are never parted:
+    there are fewer bins where there are fewer probabilities.
+
+    Args:
+        labels: array of shape (rows,). As in `log_loss`.
+        probabilities: array of shape (rows,). As in `log_loss`.
+        weights: array of shape (rows,) or `None`. As in `log_loss`. Defaults to `None`.
+        bins: int. The most bins there may be. Defaults to `20`.
+
+    Returns:
+        `Reliability`, without bins if there are no rows.
+
+    Raises:
+        ValueError: As in `log_loss`, and if `bins` is below 1.
+
+    Reference: Roelofs et al., Mitigating Bias in Calibration Error Estimation, AISTATS 2022.
+    """
+    if bins < 1:
+        raise ValueError(f"`bins` must be at least 1. Received: bins={bins}")
+    labels, probabilities, weights = checked_predictions(labels, probabilities, weights)
+    weights = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
+    order = np.argsort(probabilities)
+    order = order[weights[order] > 0]
+    if not len(order):
+        return Reliability(*np.zeros((3, 0)), np.zeros(0, np.int64), np.zeros(0))
+    labels, probabilities, weights = labels[order], probabilities[order], weights[order]
+
+    # A tie belongs where its middle lies.
+    ties = np.flatnonzero(np.append(True, probabilities[1:] != probabilities[:-1]))
+    of_ties = np.add.reduceat(weights, ties)
+    middles = np.cumsum(of_ties) - of_ties / 2
+    bin_of_ties = np.floor(bins * middles / weights.sum())
+    starts = ties[np.append(True, bin_of_ties[1:] != bin_of_ties[:-1])]
+
+    total = np.add.reduceat(weights, starts)
+    return Reliability(
+        predicted=np.add.reduceat(weights * probabilities, starts) / total,
+        observed=np.add.reduceat(weights * labels, starts) / total,
+        share=total / total.sum(),
+        impressions=np.diff(starts, append=len(order)),
+        effective=total**2 / np.add.reduceat(weights**2, starts),
+    )
+
+
+def calibration_error(labels, probabilities, weights=None, bins=CALIBRATION_BINS):
+    """Expected calibration error: how far predictions are from the share of clicks, on average.
+
+    It is the mean of |predicted - observed| over the bins of `reliability`, weighted by their
+    share. Chance alone makes it positive: of a calibrated model it is about
+    sqrt(2 / pi * rate * (1 - rate) * bins / rows), so that only values on the same rows, or on
+    many, can be compared.
+
+    Args:
+        labels: array of shape (rows,). As in `log_loss`.
+        probabilities: array of shape (rows,). As in `log_loss`.
+        weights: array of shape (rows,) or `None`. As in `log_loss`. Defaults to `None`.
+        bins: int. As in `reliability`. Defaults to `20`.
+
+    Returns:
+        float in [0, 1], or NaN if there are no rows.
+
+    Raises:
+        ValueError: As in `reliability`.
+
+    Reference: Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI
+    2015; with bins of equal weight as in Nixon et al., Measuring Calibration in Deep Learning,
+    CVPR workshops 2019.
+    """
+    found = reliability(labels, probabilities, weights, bins)
+    if not len(found.share):
+        return math.nan
+    return float(np.sum(found.share * np.abs(found.predicted - found.observed)))
+
+
+def calibration(labels, probabilities, weights=None):
+    """Both metrics of how far click probabilities can be taken at their word.
+
+    Args:
+        labels: array of shape (rows,). As in `log_loss`.
+        probabilities: array of shape (rows,). As in `log_loss`.
+        weights: array of shape (rows,) or `None`. As in `log_loss`. Defaults to `None`.
+
+    Returns:
+        dict of floats `predicted_over_observed` and `calibration_error`.
+
+    Raises:
+        ValueError: As in `log_loss`.
+    """
+    return {
+        "predicted_over_observed": predicted_over_observed(labels, probabilities, weights),
+        "calibration_error": calibration_error(labels, probabilities, weights),
+    }
+
+
 def rela_impr(auc, base_auc):
     """Relative improvement of an AUC over that of a base model (DiffuMIN, eq. 25).
 
@@ -174,6 +317,29 @@ def rela_impr(auc, base_auc):
     if base_auc == 0.5:
         return math.nan
     return float(((auc - 0.5) / (base_auc - 0.5) - 1) * 100)
+
+
+def checked_predictions(labels, probabilities, weights=None):
+    """Turns columns into arrays, and checks them.
+
+    Args:
+        labels: array of shape (rows,). As in `log_loss`.
+        probabilities: array of shape (rows,). As in `log_loss`.
+        weights: array of shape (rows,) or `None`. As in `log_loss`. Defaults to `None`.
+
+    Returns:
+        Tuple of three arrays of shape (rows,): the labels, the probabilities in float64, and the
+        weights, or `None`.
+
+    Raises:
+        ValueError: As in `log_loss`.
+    """
+    labels, probabilities, weights = _columns(
+        labels=labels, probabilities=probabilities, weights=weights
+    )
+    outside = (probabilities < 0) | (probabilities > 1)
+    _refuse(outside, "probabilities", probabilities, "in [0, 1]")
+    return labels, probabilities.astype(np.float64), weights
 
 
 def _count_pairs(positive, scores, groups, weights):

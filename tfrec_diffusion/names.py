@@ -35,3 +35,6 @@ STRATEGIES = ("one", "mirrored", "multi_worker", "parameter_server")
 
 # `--group_by`: see `datasets.preparation.Preparation`.
 GROUPINGS = ("impression", "request")
+
+# `--calibrate`: see `calibration.fit`.
+CALIBRATIONS = ("temperature", "platt")

@@ -1,5 +1,7 @@
 """Adam that updates only those rows of embedding tables that a batch looks up."""
 
+import math
+
 import keras
 import tensorflow as tf
 
@@ -29,12 +31,18 @@ class LazyAdam(keras.optimizers.Adam):
             If `None`, it is not clipped. Defaults to `None`.
         table_factor: float. Step size of sparse gradients, as a multiple of `learning_rate`; more
             than 0. Defaults to `1.0`.
+        table_decay: float. How much of themselves, times the step size, the rows of a sparse
+            gradient lose in a step; at least 0. Other rows lose nothing. Defaults to `0.0`.
+        steps_before: int. Steps that the moments have seen before the first one of this optimizer,
+            where they come from another. Adam divides young moments by what they lack. Defaults to
+            `0`.
         **kwargs: Further arguments of `keras.optimizers.Adam`, except `amsgrad`, `weight_decay`,
             `clipvalue`, `gradient_accumulation_steps`, `use_ema` and `loss_scale_factor`, which
             would touch every row of a table or fail on sparse gradients.
 
     Raises:
-        ValueError: If one of those arguments is given, or `table_factor` is not positive.
+        ValueError: If one of those arguments is given, `table_factor` is not positive, or
+            `table_decay` is negative.
 
     Example:
 
@@ -50,7 +58,15 @@ class LazyAdam(keras.optimizers.Adam):
         "gradient_accumulation_steps",
     )
 
-    def __init__(self, learning_rate=0.001, name="lazy_adam", table_factor=1.0, **kwargs):
+    def __init__(
+        self,
+        learning_rate=0.001,
+        name="lazy_adam",
+        table_factor=1.0,
+        table_decay=0.0,
+        steps_before=0,
+        **kwargs,
+    ):
         refused = {name: kwargs[name] for name in self._DENSE_ONLY if kwargs.get(name)}
         if refused:
             raise ValueError(
@@ -61,11 +77,18 @@ class LazyAdam(keras.optimizers.Adam):
             raise ValueError(
                 f"`table_factor` must be above 0. Received: table_factor={table_factor!r}"
             )
+        if not table_decay >= 0:
+            raise ValueError(
+                f"`table_decay` must be at least 0. Received: table_decay={table_decay!r}"
+            )
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.table_factor = table_factor
+        self.table_decay = table_decay
+        self.steps_before = steps_before
 
     def get_config(self):
-        return {**super().get_config(), "table_factor": self.table_factor}
+        names = ("table_factor", "table_decay", "steps_before")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
     def _clip_gradients(self, grads):
         # Keras clips before the sum over replicas, but it is the norm of the sum that counts.
@@ -83,18 +106,28 @@ class LazyAdam(keras.optimizers.Adam):
         return list(zip(gradients, variables, strict=True))
 
     def update_step(self, gradient, variable, learning_rate):
+        step = tf.cast(self.iterations + 1, variable.dtype)
+        learning_rate = tf.cast(learning_rate, variable.dtype)
         if not isinstance(gradient, tf.IndexedSlices):
+            if self.steps_before:  # Keras corrects for moments as young as its own steps
+                ratio = self._correction(step + self.steps_before) / self._correction(step)
+                learning_rate *= ratio
             super().update_step(gradient, variable, learning_rate)
             return
         rows, gradient = gradient.indices, gradient.values
 
         index = self._get_variable_index(variable)
-        step = tf.cast(self.iterations + 1, variable.dtype)
-        learning_rate = tf.cast(learning_rate, variable.dtype) * self.table_factor
-        alpha = learning_rate * tf.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
+        learning_rate *= self.table_factor
+        alpha = learning_rate * self._correction(step + self.steps_before)
         m = self._moved(self._momentums[index], rows, gradient, self.beta_1)
         v = self._moved(self._velocities[index], rows, tf.square(gradient), self.beta_2)
-        self.assign_sub(variable, tf.IndexedSlices(alpha * m / (tf.sqrt(v) + self.epsilon), rows))
+        change = alpha * m / (tf.sqrt(v) + self.epsilon)
+        if self.table_decay:
+            change += learning_rate * self.table_decay * tf.gather(variable, rows)
+        self.assign_sub(variable, tf.IndexedSlices(change, rows))
+
+    def _correction(self, step):
+        return tf.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
 
     def _moved(self, moment, rows, value, beta):
         """Moves `rows` of a moment towards `value`, in place; returns their new values."""
@@ -102,6 +135,56 @@ class LazyAdam(keras.optimizers.Adam):
         new = old + (value - old) * (1 - beta)
         self.assign(moment, tf.IndexedSlices(new, rows))
         return new
+
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@keras.saving.register_keras_serializable(package="tfrec_diffusion")
+class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate that rises over the first steps, and then stays or falls to 0.
+
+    Args:
+        learning_rate: float. The highest.
+        kind: str. What comes after the rise: `"constant"`, or `"linear"` or `"cosine"`, which reach
+            0 at `steps`.
+        steps: int. Number of all steps.
+        warmup_steps: int. Steps in which the rate rises in proportion to them. Defaults to `0`.
+
+    Call arguments:
+        step: int tensor. Steps taken before.
+
+    Returns:
+        float32 scalar tensor.
+    """
+
+    def __init__(self, learning_rate, kind, steps, warmup_steps=0):
+        if kind not in SCHEDULES:
+            raise ValueError(f"`kind` must be one of {SCHEDULES}. Received: {kind!r}")
+        self.learning_rate = learning_rate
+        self.kind = kind
+        self.steps = steps
+        self.warmup_steps = warmup_steps
+
+    def __call__(self, step):
+        step = tf.cast(step, tf.float32)
+        rise = tf.minimum((step + 1) / max(1, self.warmup_steps), 1.0)
+        left = (self.steps - step) / max(1, self.steps - self.warmup_steps)
+        left = tf.clip_by_value(left, 0.0, 1.0)
+        fall = {
+            "constant": 1.0,
+            "linear": left,
+            "cosine": (1 - tf.cos(math.pi * left)) / 2,
+        }
+        return self.learning_rate * rise * fall[self.kind]
+
+    def get_config(self):
+        return {
+            "learning_rate": self.learning_rate,
+            "kind": self.kind,
+            "steps": self.steps,
+            "warmup_steps": self.warmup_steps,
+        }
 
 
 def _sum_lookups(gradient, variable):

@@ -12,9 +12,13 @@ from tfrec_diffusion import command, flags
 def main(values):
     from tfrec_diffusion import datasets
     from tfrec_diffusion.datasets.preparation import Preparation, describe, prepare
+    from tfrec_diffusion.drafting import spec_draft
     from tfrec_diffusion.prepared_directory import PreparedDirectory
 
-    options = command.settings(values.set, datasets.builder_class(values.dataset))
+    if values.draft_spec is not None:
+        return print(*spec_draft.draft(values.draft_spec, values.raw_dir), sep="\n")
+    more = [f"{n}={values[n].value}" for n in ("like", "grow", "forget") if values[n].value]
+    options = command.settings([*values.set, *more], datasets.builder_class(values.dataset))
     begun = time.time()
     path = prepare(
         values.dataset,

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from tfrec_diffusion import processes
 from tfrec_diffusion.comparison import scheduler
 from tfrec_diffusion.comparison.entry import DataSet
 
@@ -155,7 +156,7 @@ time.sleep(30)
     try:
         thread = threading.Thread(target=interrupt)
         thread.start()
-        with pytest.raises(KeyboardInterrupt), scheduler.interruptible():
+        with pytest.raises(KeyboardInterrupt), processes.interruptible():
             work([entry("x", slow), entry("y", slow)], jobs=2)
         thread.join()
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN

@@ -19,6 +19,7 @@ from memory import let_go
 
 from tfrec_diffusion.datasets.preparation import prepare
 from tfrec_diffusion.files import lock
+from tfrec_diffusion.input_pipeline import RequestData
 from tfrec_diffusion.metrics import auc, gauc
 from tfrec_diffusion.prepared_directory import PreparedDirectory, find_prepared
 from tfrec_diffusion.training import run as running
@@ -66,6 +67,8 @@ def train_arguments(data_dir, model_dir, *more):
         "--set=dropout=0.1",
         "--set=tower_units=16,8",
         "--set=embedding_stddev=0.2",
+        "--warmup_steps=15",
+        "--table_decay=0.01",
         *more,
     )
 
@@ -208,8 +211,8 @@ def test_other_defaults_of_the_model_are_refused(uninterrupted, data_dir, tmp_pa
 def test_other_data_are_refused(uninterrupted, data_dir, tmp_path):
     other = tmp_path / "data"
     shutil.copytree(data_dir, other)
-    (vocabulary,) = other.glob("synthetic/*/vocabularies/item_id.txt")
-    vocabulary.write_text("".join(reversed(vocabulary.read_text().splitlines(keepends=True))))
+    (schema,) = other.glob("synthetic/*/schema.json")
+    schema.write_text(schema.read_text().replace('"negative_rate": 1.0', '"negative_rate": 0.5'))
     code, _, stderr = run("evaluate", f"--model_dir={uninterrupted}", f"--data_dir={other}")
     assert code == 2 and "was trained on other data" in stderr
 
@@ -301,6 +304,53 @@ def test_the_best_epoch_is_kept_and_all_steps_are_counted(data_dir, one_epoch, t
     of_first = RunDirectory(one_epoch).load_model()
     for weight, expected in zip(best.weights, of_first.weights, strict=True):
         np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_weight_of_clicks_is_undone(data_dir, tmp_path):
+    """Probabilities stay those of clicks, also those that an export serves."""
+    directories = [f"--model_dir={tmp_path / 'run'}", f"--export_dir={tmp_path / 'export'}"]
+    code, _, stderr = run(*train_arguments(data_dir, tmp_path / "run", "--positive_weight=20"))
+    assert code == 0, stderr
+    run_directory = RunDirectory(tmp_path / "run")
+    predicted = run_directory.predictions("test")
+    assert predicted.probabilities.mean() == pytest.approx(predicted.labels.mean(), abs=0.1)
+    data = RequestData(find_prepared(data_dir, "synthetic"))
+    features, labels, *_ = next(data.batches("test", len(predicted.labels)).as_numpy_iterator())
+    plain = run_directory.load_model()(features).numpy()
+    assert plain.mean() > 0.8 > 3 * labels.mean()
+    # Twenty times the odds.
+    odds = predicted.probabilities / (1 - predicted.probabilities)
+    np.testing.assert_allclose(plain / (1 - plain), 20 * odds[:, None], rtol=1e-3)
+    code, _, stderr = run("export", *directories)
+    assert code == 0, stderr
+    described = json.loads((tmp_path / "export" / "1" / "describe.json").read_text())
+    assert described["calibration"]["method"] == "positive_weight"
+    assert described["calibration"]["intercept"] == pytest.approx(-math.log(20))
+
+
+def test_training_ends_when_patience_does(data_dir, tmp_path):
+    """Without learning, no epoch is better than the first."""
+    arguments = train_arguments(
+        data_dir, tmp_path, "--epochs=9", "--patience=2", "--learning_rate=0", "--best_by=gauc",
+        "--set=activation=relu",
+    )  # fmt: skip
+    code, stdout, stderr = run(*arguments)
+    assert code == 0, stderr
+    assert "no better gauc of validation since epoch 1: training ends after epoch 3" in stdout
+    directory = RunDirectory(tmp_path)
+    assert len(directory.validation) == 3
+    written = directory.metrics_file.stat().st_mtime_ns
+    code, stdout, _ = run(*arguments)
+    assert code == 0 and "loss:" not in stdout and len(directory.validation) == 3
+    assert directory.metrics_file.stat().st_mtime_ns > written  # evaluated again
+
+
+def test_a_schedule_has_as_many_epochs_as_it_began_with(data_dir, tmp_path):
+    falling = train_arguments(data_dir, tmp_path, "--schedule=cosine", "--epochs=1")
+    code, _, stderr = run(*falling)
+    assert code == 0, stderr
+    code, _, stderr = run(*falling, "--epochs=2")
+    assert code == 2 and "epochs of the schedule=2 (was 1)" in stderr
 
 
 def test_a_missing_shard_is_named(data_dir, tmp_path):

@@ -1,18 +1,13 @@
 """Runs what a comparison needs, several processes at a time, and stops them on Ctrl-C."""
 
-import contextlib
 import datetime
-import os
 import shlex
-import signal
-import subprocess
-import tempfile
 import time
 
+from tfrec_diffusion import processes
 from tfrec_diffusion.comparison.entry import by_data_set
 
-_STDERR = "stderr.log"
-_LAST_WORDS = 5  # lines of it that are shown of a task that failed
+_LAST_WORDS = 5  # lines of stderr that are shown of a task that failed
 _POLL_SECONDS = 0.1
 
 
@@ -30,7 +25,10 @@ def work(entries, jobs, report):
     running = {}
     begun, before = time.monotonic(), count(entries)
     report()
-    with _shared_compilations() as environment, _stopped_at_the_end(running):
+    with (
+        processes.shared_compilations() as environment,
+        processes.stopped_at_the_end(running),
+    ):
         while _start(entries, jobs, running, environment):
             while all(process.poll() is None for process in running):
                 time.sleep(_POLL_SECONDS)
@@ -46,33 +44,6 @@ def work(entries, jobs, report):
                 print(f"{done} of {total} runs; {left} to go, as fast as so far", flush=True)
 
 
-@contextlib.contextmanager
-def _shared_compilations():
-    """An environment in which processes share what XLA compiles for CPUs.
-
-    The trainings of a row differ by their seeds, and a short one compiles for half of its time. The
-    files hold code of this processor, so that they are not kept any longer.
-    """
-    with tempfile.TemporaryDirectory(prefix="tfrec_diffusion_xla_") as directory:
-        flags = (
-            os.environ.get("TF_XLA_FLAGS", ""),
-            f"--tf_xla_persistent_cache_directory={directory}",
-            "--tf_xla_persistent_cache_device_types=CPU",
-        )
-        yield {**os.environ, "TF_XLA_FLAGS": " ".join(flags).strip()}
-
-
-@contextlib.contextmanager
-def _stopped_at_the_end(running):
-    try:
-        yield
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
-
-
 def _start(entries, jobs, running, environment):
     """Starts what can run and fits into `jobs`; whether anything is running.
 
@@ -83,11 +54,7 @@ def _start(entries, jobs, running, environment):
             break
         if task.directory not in [other.directory for _, other in running.values()]:
             print(f"{task.directory} ...", flush=True)
-            task.directory.mkdir(parents=True, exist_ok=True)
-            with open(task.directory / _STDERR, "wb") as stderr:
-                process = subprocess.Popen(
-                    task.command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment
-                )
+            process = processes.start(task.command, task.directory, environment)
             running[process] = entry, task
     return bool(running)
 
@@ -117,20 +84,5 @@ def count(entries):
 def _outcome(task):
     if task.is_finished:
         return f"{task.directory}: {task.result}"
-    words = (task.directory / _STDERR).read_text(errors="replace").splitlines()
-    return "\n  ".join(["FAILED", shlex.join(task.command), *words[-_LAST_WORDS:]])
-
-
-@contextlib.contextmanager
-def interruptible():
-    """Has SIGINT and SIGTERM raise `KeyboardInterrupt` in a `with` block, even if ignored before.
-
-    A shell has SIGINT ignored by what it runs in the background.
-    """
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    words = processes.last_words(task.directory, _LAST_WORDS)
+    return "\n  ".join(["FAILED", shlex.join(task.command), *words])

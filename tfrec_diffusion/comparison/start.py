@@ -4,7 +4,7 @@ import itertools
 import pathlib
 import signal
 
-from tfrec_diffusion import command, datasets, extras
+from tfrec_diffusion import command, datasets, extras, processes
 from tfrec_diffusion.comparison import plan, scheduler
 from tfrec_diffusion.comparison.entry import DataSet
 from tfrec_diffusion.comparison.report import Report
@@ -39,7 +39,7 @@ def compare(options, train_flags, parse):
     model_dir.mkdir(parents=True, exist_ok=True)
     with lock(model_dir, "comparing models in"):
         try:
-            with scheduler.interruptible():
+            with processes.interruptible():
                 _check(planned, parse)
                 report = Report(planned, output, picture)
                 scheduler.work(entries, options.jobs, report.write)

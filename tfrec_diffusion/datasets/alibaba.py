@@ -192,11 +192,11 @@ class Alibaba(requests.RequestBuilder):
             column = f"f_history_{_BEHAVIOR[name]}"
             seen += f" UNION ALL SELECT {column} FROM behaviors WHERE time < {train_until}"
         if name == "price":
-            values, counts, _ = database.value_counts(seen)
+            values, counts, *_ = database.value_counts(seen)
             return vocabularies.Boundaries.from_counts(
                 name, values, counts, buckets=_PRICE_INTERVALS
             )
-        values, counts, total = database.value_counts(seen, self.min_count)
+        values, counts, total, _ = database.value_counts(seen, self.min_count)
         return vocabularies.Vocabulary.from_counts(
             name,
             _DTYPES.get(name, "int64"),

@@ -275,9 +275,9 @@ class EleMe(requests.RequestBuilder):
         seen = f"SELECT {value} AS value FROM ({' UNION ALL '.join(sources)})"
         seen += " WHERE value IS NOT NULL"
         if name in _NUMBERS:
-            values, counts, _ = database.value_counts(seen)
+            values, counts, *_ = database.value_counts(seen)
             return vocabularies.Boundaries.from_counts(name, values, counts, buckets=_BUCKETS)
-        values, counts, total = database.value_counts(seen, self.min_count)
+        values, counts, total, _ = database.value_counts(seen, self.min_count)
         return vocabularies.Vocabulary.from_counts(
             name,
             "int64" if name in _INTEGERS else "string",

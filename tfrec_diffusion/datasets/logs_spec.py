@@ -119,10 +119,8 @@ class Events:
     @property
     def all_labels(self):
         """dict of `Label` by key of the records, see `schema.label_key`; empty for behaviors."""
-        if not self.label:
-            return {}
-        first = Label(self.label, self.positive)
-        return {schema.label_key(name): label for name, label in {"": first, **self.labels}.items()}
+        first = {"": Label(self.label, self.positive)} if self.label else {}
+        return {schema.label_key(name): label for name, label in {**first, **self.labels}.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,11 +132,18 @@ class Splits:
     Args:
         train_until: str. End of training, where validation begins.
         validation_until: str. End of validation, where the test begins.
+        train_from: str. Start of training. Impressions before it are left out, while behaviors
+            before it stay in the histories of later ones. Defaults to `""`, where training begins
+            with the log.
+        test_until: str. End of the test; impressions from then on are left out. Defaults to `""`,
+            where the test ends with the log.
         comment: str. A note for the reader. Defaults to `""`.
     """
 
     train_until: str
     validation_until: str
+    train_from: str = ""
+    test_until: str = ""
     comment: str = ""
 
 
@@ -255,8 +260,6 @@ class Spec:
             _check_format(where, events)
             for i, join in enumerate(events.join):
                 _check_format(f"{where}.join[{i}]", join)
-        if not self.impressions.label:
-            raise _Wrong("impressions.label", "the name of a column", "nothing")
         for name in ("positive", "labels", "weight", "request"):
             if getattr(self.behaviors, name):
                 raise ValueError(f"'behaviors.{name}' must stand in 'impressions'")
@@ -280,11 +283,23 @@ class Spec:
             if (table.width > 0) != (table.kind == "vector"):
                 expected = "positive for the kind 'vector', and 0 for others"
                 raise _Wrong(f"tables.{name}.width", expected, table.width)
-        if self.train_until >= self.validation_until:
+        if self.train_from >= self.train_until:
+            raise _Wrong(
+                "splits.train_until",
+                f"a time after train_from={self.splits.train_from}",
+                self.splits.train_until,
+            )
+        if self.train_until > self.validation_until:
             raise _Wrong(
                 "splits.validation_until",
                 f"a time after train_until={self.splits.train_until}",
                 self.splits.validation_until,
+            )
+        if self.validation_until > self.test_until:
+            raise _Wrong(
+                "splits.test_until",
+                f"a time after validation_until={self.splits.validation_until}",
+                self.splits.test_until,
             )
         # The schema and the vocabularies check the rest, before hours are spent on reading.
         for name, table in self.tables.items():
@@ -332,9 +347,45 @@ class Spec:
         if not path.is_file():
             raise FileNotFoundError(f"`spec` must be the path of a JSON file. Received: {path}")
         try:
-            return _read(cls, json.loads(path.read_text(encoding="utf-8")), "")
+            spec = _read(cls, json.loads(path.read_text(encoding="utf-8")), "")
+            if not spec.impressions.label:
+                raise _Wrong("impressions.label", "the name of a column", "nothing")
+            return spec
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+    @property
+    def without_labels(self):
+        """`Spec` of impressions of which it is not known what came of them, nor what they weigh."""
+        nothing = {"label": "", "positive": (), "labels": {}, "weight": ""}
+        return dataclasses.replace(
+            self, impressions=dataclasses.replace(self.impressions, **nothing)
+        )
+
+    def with_splits(
+        self, train_from=None, train_until=None, validation_until=None, test_until=None
+    ):
+        """The same spec with other times of the splits.
+
+        Args:
+            train_from: str or `None`. As in `Splits`. If `None`, as it is. Defaults to `None`.
+            train_until: str or `None`. As in `Splits`. If `None`, as it is. Defaults to `None`.
+            validation_until: str or `None`. As in `Splits`. If `None`, as it is, or `train_until`
+                if that is given. Defaults to `None`.
+            test_until: str or `None`. As in `Splits`. If `None`, as it is. Defaults to `None`.
+
+        Returns:
+            `Spec`.
+
+        Raises:
+            ValueError: If the times are wrong.
+        """
+        given = {"train_from": train_from, "train_until": train_until}
+        given |= {"validation_until": validation_until or train_until, "test_until": test_until}
+        given = {name: text for name, text in given.items() if text is not None}
+        if not given:
+            return self
+        return dataclasses.replace(self, splits=dataclasses.replace(self.splits, **given))
 
     @property
     def schema_features(self):
@@ -349,6 +400,11 @@ class Spec:
         """tuple of str. `Schema.targets`."""
         labels = tuple(self.impressions.all_labels)
         return (*labels, schema.WEIGHT) if self.impressions.weight else labels
+
+    @property
+    def train_from(self):
+        """int. Start of training, in nanoseconds since 1970 UTC."""
+        return self._nanoseconds("train_from") if self.splits.train_from else 0
 
     @property
     def train_until(self):
@@ -367,6 +423,7 @@ class Spec:
         content = {key: _without_comments(value) for key, value in content.items()}
         # A spec without these keys has the digits that it had before there were the keys.
         _remove(content, null=sql_values.NULLS)
+        _remove(content["splits"], train_from="", test_until="")
         for events in (content["impressions"], content["behaviors"]):
             _remove(events, request="", positive=(), labels={}, weight="")
             for files in (events, *events["join"]):
@@ -376,6 +433,11 @@ class Spec:
         for feature in content["features"].values():
             _remove(feature, values=1, separator="|")
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    @property
+    def test_until(self):
+        """int. End of the test, in nanoseconds since 1970 UTC."""
+        return self._nanoseconds("test_until") if self.splits.test_until else 2**63 - 1
 
     def _nanoseconds(self, name):
         text = getattr(self.splits, name)

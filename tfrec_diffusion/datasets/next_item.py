@@ -213,7 +213,7 @@ class NextItem(requests.RequestBuilder):
     def _count_seen(self, database, column):
         """The values of a column that training may see, and how often."""
         positives = self._positives("train")
-        values, counts, _ = database.value_counts(
+        values, counts, *_ = database.value_counts(
             f"""
             SELECT "{column}" AS value
             FROM by_user

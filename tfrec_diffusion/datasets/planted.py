@@ -8,10 +8,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from tfrec_diffusion import metrics, schema
-from tfrec_diffusion.datasets import logs, logs_spec, planted_files, planted_users, records
+from tfrec_diffusion.datasets import log_builder, logs_spec, planted_files, planted_users, records
 
 
-class Planted(logs.LogBuilder):
+class Planted(log_builder.LogBuilder):
     """Logs that the package makes itself, of users with planted interests, and prepares as `logs`.
 
     `planted_users` says how users click. A user has one request, which is one record with all its
@@ -96,7 +96,7 @@ class Planted(logs.LogBuilder):
 
     @property
     def spans(self):
-        """As in `logs.LogBuilder`, of all splits."""
+        """As in `log_builder.LogBuilder`, of all splits."""
         return {
             name: (split.begin * logs_spec.TIME_UNITS["s"], split.end * logs_spec.TIME_UNITS["s"])
             for name, split in planted_files.splits(sessions=self.sessions).items()

@@ -67,7 +67,11 @@ def prepare(dataset, *, data_dir, raw_dir=None, overwrite=False, preparation=Non
         builder.write(preparation)
     # Also after `write`: it may have put back what a killed --overwrite had moved aside.
     group_by = (preparation or Preparation()).group_by
-    _check_options(directory, {**builder.options, "group_by": group_by})
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(builder_class).parameters.items()
+    }
+    _check_options(directory, {**builder.options, "group_by": group_by}, defaults)
     return directory
 
 
@@ -99,11 +103,12 @@ def _makes_raw_files(dataset):
     return parameters["raw_dir"].default is None
 
 
-def _check_options(path, options):
+def _check_options(path, options, defaults):
     directory = PreparedDirectory(path)
     if not directory.is_whole:
         raise ValueError(f"{path} is not a prepared data set: remove it")
-    before = {"group_by": Preparation().group_by, **directory.report["options"]}
+    # Of options that there were not yet, data sets of before have the defaults.
+    before = {"group_by": Preparation().group_by, **defaults, **directory.report["options"]}
     now = json.loads(json.dumps(options))
     changed = [name for name in now if now[name] != before.get(name)]
     if changed:

@@ -94,6 +94,11 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return (schema_lib.LABEL,)
 
     @property
+    def may_lack_splits(self):
+        """bool. Whether splits without requests are left out, as long as there is one with some."""
+        return False
+
+    @property
     def scratch(self):
         """`pathlib.Path` of a directory for temporary files on the disk of `data_dir`, which is
         removed at the end.
@@ -212,6 +217,8 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         encode = RecordEncoder(schema, self._preparation.group_by)
         write = self._write_here if self._preparation.beam_options is None else self._write_by_beam
         counts, infos = write(splits, encode, download_config.get_shard_config())
+        if not infos:
+            raise ValueError(f"no split of {self.name} got a request; {self.report}")
         shutil.rmtree(self.scratch)
         schema.save(self.data_dir)
         for vocabulary in vocabularies.values():
@@ -219,7 +226,7 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         report = {
             "options": {**self.options, "group_by": self._preparation.group_by},
             **self.report.get_config(),
-            "splits": {name: split_report(counts[name], schema.targets[1:]) for name in splits},
+            "splits": {name: split_report(counts[name], schema.targets[1:]) for name in counts},
         }
         PreparedDirectory(self.data_dir).write_report(report)
         return infos
@@ -235,8 +242,8 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     desc=f"Writing {name}", unit=" requests", leave=False, mininterval=1.0,
                 ):  # fmt: skip
                     writer.write(key, record)
-                self._check_not_empty(name, counts[name])
-                infos.append(self._split_info(name, writer))
+                if self._has_requests(name, counts):
+                    infos.append(self._split_info(name, writer))
         return counts, infos
 
     def _write_by_beam(self, splits, encode, shard_config):
@@ -247,9 +254,12 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         counts = beam_writer.write(
             splits, encode, writers, self.scratch, self._preparation.beam_options
         )
-        for name in splits:
-            self._check_not_empty(name, counts[name])
-        return counts, [self._split_info(name, writer) for name, writer in writers.items()]
+        infos = [
+            self._split_info(name, writer)
+            for name, writer in writers.items()
+            if self._has_requests(name, counts)
+        ]
+        return counts, infos
 
     def _writer(self, writer_class, split, shard_config):
         return writer_class(
@@ -270,9 +280,14 @@ class RequestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             filename_template=self._get_filename_template(split_name=name),
         )
 
-    def _check_not_empty(self, name, counts):
-        if not counts["requests"]:
+    def _has_requests(self, name, counts):
+        """Whether a split has any; raises an error if it must have."""
+        if counts[name]["requests"]:
+            return True
+        if not self.may_lack_splits:
             raise ValueError(f"split {name!r} of {self.name} got no request; {self.report}")
+        del counts[name]
+        return False
 
 
 def _import_beam_writer():

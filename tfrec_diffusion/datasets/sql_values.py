@@ -18,8 +18,8 @@ _INTEGERS = (
     *("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT"),
     *("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "DECIMAL(*,0)"),
 )
-# Types of Parquet columns, as patterns; a TIMESTAMP or a DATE is read as nanoseconds since 1970 UTC,
-# and of a DOUBLE only what is an integer.
+# Types of Parquet columns, as patterns; a TIMESTAMP or a DATE is read as nanoseconds since 1970
+# UTC, and of a DOUBLE only what is an integer.
 _READABLE_AS = {
     "BIGINT": (*_INTEGERS, "DOUBLE", *_TIMES),
     "VARCHAR": (*_INTEGERS, "VARCHAR"),

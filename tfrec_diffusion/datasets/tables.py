@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import tempfile
 from fractions import Fraction
+from typing import NamedTuple
 
 import duckdb
 import numpy as np
@@ -34,6 +35,22 @@ MISSING = {"BIGINT": "-1", "VARCHAR": "''", "FLOAT": "'nan'::FLOAT"}
 _UNIT, _LEAST_VARIANCE = 2**40, 2.0**-40
 # How many characters of a dropped row the report shows.
 _SHOWN = 200
+
+
+class Counts(NamedTuple):
+    """Values of a column, and how often they occur.
+
+    Args:
+        values: array of shape (n,). Distinct values, ascending.
+        counts: int64 array of shape (n,). How often each occurs.
+        total: int. How often all values occur, also those that are not among `values`.
+        last: int array of shape (n,). The greatest of an integer that comes with each.
+    """
+
+    values: np.ndarray
+    counts: np.ndarray
+    total: int
+    last: np.ndarray
 
 
 def all_missing(kind, length):
@@ -305,24 +322,28 @@ class Database:
         first = f"SELECT min(rowid) FROM {quoted(table)} GROUP BY {key}"
         self.drop(table, f"rowid NOT IN ({first})", reason, bad=bad)
 
-    def value_counts(self, select, least=1):
+    def value_counts(self, select, least=1, last="0"):
         """Counts the values of the column `value` of a query.
 
         Args:
             select: str. The query.
             least: int. How often a value must occur to be returned. Defaults to `1`.
+            last: str. SQL of an integer of the query's rows, the greatest of which is returned with
+                each value. Defaults to `"0"`.
 
         Returns:
-            Tuple of an array of the distinct values, ascending; an int64 array of how often each
-            occurs; and an int, how often all values occur, also those that are not returned.
+            `Counts`.
         """
         self.execute(
-            f"CREATE TABLE counts AS SELECT value, count(*) AS n FROM ({select}) GROUP BY value"
+            f"CREATE TABLE counts AS SELECT value, count(*) AS n, max({last})::INTEGER AS last "
+            f"FROM ({select}) GROUP BY value"
         )
-        counts = self.columns(f"SELECT value, n FROM counts WHERE n >= {least} ORDER BY value")
+        counts = self.columns(
+            f"SELECT value, n, last FROM counts WHERE n >= {least} ORDER BY value"
+        )
         ((total,),) = self.execute("SELECT coalesce(sum(n), 0)::BIGINT FROM counts")
         self.execute("DROP TABLE counts")
-        return counts["value"], counts["n"], total
+        return Counts(counts["value"], counts["n"], total, counts["last"])
 
     def moments(self, select):
         """Mean and variance of the finite ones among the numbers `value` of a query.

@@ -11,6 +11,8 @@ import tensorflow as tf
 
 from tfrec_diffusion import schema
 
+_LAST_SEEN = ".last_seen.npy"
+
 
 class Vocabulary:
     """Gives each listed value a row of its own.
@@ -20,17 +22,45 @@ class Vocabulary:
         dtype: str. Type of the raw values, `"int64"` or `"string"`.
         values: array of shape (n,). Distinct raw values; value i (from 0) has row 2 + i.
         tiers: tuple of ints. As in `schema.Table`. Defaults to `()`.
+        last_seen: int array of shape (n,), or `None`. Day on which training has last seen each
+            value, in days since 1970. If `None`, it is not known. Defaults to `None`.
     """
 
-    def __init__(self, name, dtype, values, tiers=()):
+    def __init__(self, name, dtype, values, tiers=(), last_seen=None):
         self.name = name
         self.dtype = dtype
         self.values = _as_array(values, dtype)
         self.tiers = tiers
+        self.last_seen = last_seen
         self._index = pd.Index(self.values)
 
     @classmethod
-    def from_counts(cls, name, dtype, values, counts, *, min_count=1, tiers=1, seen=None):
+    def load(cls, schema, name):
+        """Reads one that `save` has written.
+
+        Args:
+            schema: `schema.Schema`, with its vocabularies.
+            name: str. Name of the table.
+
+        Returns:
+            `Vocabulary`.
+        """
+        table = schema.table(name)
+        path = pathlib.Path(schema.vocabulary_path(table))
+        values = path.read_bytes().decode().split("\n")[:-1]
+        last_seen = path.with_suffix(_LAST_SEEN)
+        return cls(
+            name,
+            table.dtype,
+            [int(value) for value in values] if table.dtype == "int64" else values,
+            table.tiers,
+            np.load(last_seen) if last_seen.exists() else None,
+        )
+
+    @classmethod
+    def from_counts(
+        cls, name, dtype, values, counts, *, min_count=1, tiers=1, seen=None, last_seen=None
+    ):
         """Lists the values that training has seen often enough.
 
         The most frequent come first, and equally frequent ones in ascending order.
@@ -48,21 +78,63 @@ class Vocabulary:
                 training has seen. Defaults to `1`.
             seen: int or `None`. How often training has seen any value. If `None`, the sum of
                 `counts`. Defaults to `None`.
+            last_seen: int array of shape (n,), or `None`. As in `Vocabulary`. Defaults to `None`.
 
         Returns:
             `Vocabulary`.
         """
+        days = np.zeros(len(values), np.int32) if last_seen is None else np.asarray(last_seen)
         seen = np.sum(counts) if seen is None else seen
         values, counts = _as_array(values, dtype), np.asarray(counts, np.int64)
         keep = (counts >= min_count) & ~_is_missing(values, dtype)
         if dtype == "string":
             keep &= ~has_line_break(values)
-        values, counts = values[keep], counts[keep]
+        values, counts, days = values[keep], counts[keep], days[keep]
         ascending = np.argsort(values, kind="stable")
         order = ascending[np.argsort(-counts[ascending], kind="stable")]
         # Values that get no row of their own are of the last tier.
         starts = np.searchsorted(np.cumsum(counts[order]), seen * np.arange(1, tiers) / tiers)
-        return cls(name, dtype, values[order], tuple((schema.FIRST_INDEX + 1 + starts).tolist()))
+        tiers = tuple((schema.FIRST_INDEX + 1 + starts).tolist())
+        return cls(name, dtype, values[order], tiers, None if last_seen is None else days[order])
+
+    def grown(self, values, counts, last_seen, *, min_count=1, forget_before=None):
+        """With what training has seen since; values that are there keep their rows.
+
+        New values come after the old ones, or in the place of those that are forgotten, and belong
+        to the last tier of popularity.
+
+        Args:
+            values: array of shape (n,). Distinct raw values that training has seen since.
+            counts: int array of shape (n,). How often.
+            last_seen: int array of shape (n,). On which day last, in days since 1970.
+            min_count: int. How often a new value must have been seen. Defaults to `1`.
+            forget_before: int or `None`. First day to remember: the row of a value that was last
+                seen before may be taken by a new one. The longest forgotten go first. If `None`,
+                none is forgotten. Defaults to `None`.
+
+        Returns:
+            Tuple of a `Vocabulary`, the number of new values, and how many of them took a row.
+
+        Raises:
+            ValueError: If `forget_before` is given, and it is not known when values were seen.
+        """
+        if forget_before is not None and self.last_seen is None:
+            raise ValueError(
+                f"it must be known when the values of {self.name!r} were last seen, which older "
+                "versions have not written: train a model on data of this version first"
+            )
+        days = pd.Series(np.asarray(last_seen, np.int32), index=_as_array(values, self.dtype))
+        before = 0 if self.last_seen is None else self.last_seen
+        seen = np.maximum(before, days.reindex(self.values, fill_value=0).to_numpy())
+        fresh = self.from_counts(self.name, self.dtype, values, counts, min_count=min_count).values
+        new = fresh[self._index.get_indexer(fresh) < 0]
+        oldest = np.argsort(seen, kind="stable")
+        forgotten = oldest[seen[oldest] < (forget_before or 0)][: len(new)]
+        listed = np.concatenate([self.values, new[len(forgotten) :]])
+        seen = np.concatenate([seen, days[new[len(forgotten) :]].to_numpy()]).astype(np.int32)
+        listed[forgotten] = new[: len(forgotten)]
+        seen[forgotten] = days[new[: len(forgotten)]].to_numpy()
+        return type(self)(self.name, self.dtype, listed, self.tiers, seen), len(new), len(forgotten)
 
     def encode(self, values):
         """Maps raw values to rows.
@@ -95,6 +167,8 @@ class Vocabulary:
     def save(self, directory):
         """Writes `vocabularies/<name>.txt`, with one value per line.
 
+        What is known of when values were last seen lies beside it.
+
         Args:
             directory: str or `pathlib.Path`. Directory of the prepared data set.
         """
@@ -102,6 +176,8 @@ class Vocabulary:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(f"{value}\n" for value in self.values)
+        if self.last_seen is not None:
+            np.save(path.with_suffix(_LAST_SEEN), np.asarray(self.last_seen, np.int32))
 
 
 class HashBuckets:

@@ -53,16 +53,34 @@ class Workers:
         Raises:
             OSError: If a process ends before its work is done.
         """
+        for records in self.records_of_parts(name, split, encode, counts):
+            yield from records
+
+    def records_of_parts(self, name, split, encode, counts):
+        """As `records`, part by part.
+
+        Args:
+            name: str. As in `records`.
+            split: `records.Split`. As in `records`.
+            encode: `records.RecordEncoder`. As in `records`.
+            counts: `collections.Counter`. As in `records`.
+
+        Yields:
+            Iterable of the keys and records of each part.
+
+        Raises:
+            OSError: As `records`.
+        """
         if not self._pool:
             for part in split.parts:
-                yield from encode(split, part, counts)
+                yield encode(split, part, counts)
             return
         # Vocabularies are too large to go with each part.
         path = self._scratch / f"{name}.encoder"
         path.write_bytes(pickle.dumps((split, encode)))
         for records, of_part in self._in_order(functools.partial(_encode, str(path)), split.parts):
             counts.update(of_part)
-            yield from records
+            yield records
 
     def _in_order(self, function, parts):
         pending = collections.deque()

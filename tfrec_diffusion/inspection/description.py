@@ -1,11 +1,7 @@
 """The description of a prepared data set, part by part as it becomes known."""
 
-import pathlib
-
-from tfrec_diffusion import extras
-from tfrec_diffusion.files import written_aside
 from tfrec_diffusion.input_pipeline import RequestData
-from tfrec_diffusion.inspection import tables
+from tfrec_diffusion.inspection import picture_file, tables
 from tfrec_diffusion.inspection.counts import count
 from tfrec_diffusion.inspection.curves import curves
 from tfrec_diffusion.inspection.first_requests import first_requests
@@ -33,10 +29,7 @@ def describe(directory, *, picture, label="", split=None, requests=3):
         FileNotFoundError: If there is no prepared data set, or no directory for the picture.
         ValueError: If there is no such split or label, or matplotlib is not installed.
     """
-    extras.require("tools", "matplotlib")
-    picture = pathlib.Path(picture)
-    if not picture.parent.is_dir():
-        raise FileNotFoundError(f"no directory {picture.parent} for --picture={picture}")
+    picture_file.check(picture)
     data = RequestData(directory, label=label)
     # In the order in which they were written, training first.
     splits = PreparedDirectory(directory).report["splits"]
@@ -54,6 +47,4 @@ def describe(directory, *, picture, label="", split=None, requests=3):
     yield from tables.day_tables(days)
     yield from tables.context_tables(data.schema, counts)
     drawn = curves(data.schema, counts, days)
-    drawn.to_csv(picture.with_suffix(".csv"), index=False)
-    with written_aside(picture) as aside:
-        draw(drawn, data.schema).savefig(aside, dpi=120, format=picture.suffix[1:] or "png")
+    picture_file.write(picture, draw(drawn, data.schema), drawn)

@@ -6,6 +6,7 @@ import math
 
 import tensorflow as tf
 
+from tfrec_diffusion.calibration import HIGHEST, LOWEST
 from tfrec_diffusion.schema import PADDING
 from tfrec_diffusion.serving import OUTPUT
 from tfrec_diffusion.serving.lookup import RequestLookup
@@ -21,13 +22,16 @@ class ServedModel(tf.Module):
         model: `RankingModel`.
         vocabulary_directory: str or `pathlib.Path`. Where `vocabularies/` lies.
         correct_negative_sampling: bool. As in `version.write_version`. Defaults to `False`.
+        calibration: `Calibration` or `None`. As in `version.write_version`. Defaults to `None`.
 
     Attributes:
         schema: `Schema` of the raw features: without the behavior features that the model does not
             use.
     """
 
-    def __init__(self, model, vocabulary_directory, correct_negative_sampling=False):
+    def __init__(
+        self, model, vocabulary_directory, correct_negative_sampling=False, calibration=None
+    ):
         super().__init__()
         unused = {f.name for f in model.schema.group("behavior")} - set(model.behavior_features)
         features = [f for f in model.schema.features if f.name not in unused]
@@ -42,6 +46,7 @@ class ServedModel(tf.Module):
         self._unused = tuple(sorted(unused))
         self._lookup = RequestLookup(self.schema)
         self._correct = correct_negative_sampling
+        self._calibration = calibration
         if model.has_user_state:
             self._of_user, self._of_candidates = split(model)
             self._fingerprint = tf.constant(_fingerprint(model, self.schema), tf.int64)
@@ -170,6 +175,9 @@ class ServedModel(tf.Module):
         return rows
 
     def _output(self, probability, rows):
+        # The correction takes probabilities that are calibrated on the data that was kept.
+        if self._calibration:
+            probability = calibrate(probability, self._calibration)
         if self._correct:
             probability = correct(probability, self.schema.negative_rate)
         real = tf.not_equal(rows[self.schema.candidate_key], PADDING)
@@ -193,6 +201,23 @@ def _fingerprint(model, schema):
     for weight in model.weights:
         digest.update(weight.numpy().tobytes())
     return int.from_bytes(digest.digest()[:6])  # JSON's numbers are whole to 2^53
+
+
+def calibrate(probability, calibration):
+    """What `calibration` makes of a probability.
+
+    Args:
+        probability: float32 tensor in [0, 1].
+        calibration: `Calibration`.
+
+    Returns:
+        float32 tensor of that shape, in the same order.
+    """
+    # As in `correct`.
+    p = tf.clip_by_value(tf.cast(probability, tf.float64), LOWEST, HIGHEST)
+    log_odds = tf.math.log(p) - tf.math.log1p(-p)
+    calibrated = tf.sigmoid(calibration.slope * log_odds + calibration.intercept)
+    return tf.cast(calibrated, tf.float32)
 
 
 def correct(probability, negative_rate):

@@ -1,6 +1,6 @@
 """A version of a model as TF Serving loads it: a SavedModel, and what lies beside it."""
 
-import json
+import dataclasses
 import math
 import pathlib
 
@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from tfrec_diffusion.files import lock, written_aside
+from tfrec_diffusion.files import lock, write_json, written_aside
 from tfrec_diffusion.provenance import provenance
 from tfrec_diffusion.serving import WARM_UP_FILE, numbered_versions
 from tfrec_diffusion.serving.example_requests import as_examples, example_requests
@@ -21,7 +21,14 @@ _WARM_UP_CANDIDATES = (1, 100)
 
 
 def write_version(
-    model, vocabulary_directory, export_dir, metrics=None, correct_negative_sampling=False
+    model,
+    vocabulary_directory,
+    export_dir,
+    metrics=None,
+    correct_negative_sampling=False,
+    calibration=None,
+    calibration_metrics=None,
+    number=None,
 ):
     """Writes the next version of a SavedModel: raw features in, click probabilities out.
 
@@ -54,6 +61,13 @@ def write_version(
             among all impressions, with `served_model.correct` and the schema's `negative_rate`;
             else it is that among the impressions that the data set kept. Names and ranking are the
             same either way. Defaults to `False`.
+        calibration: `Calibration` or `None`. What all signatures make of the model's probability,
+            before they correct it. Names and ranking stay the same. If `None`, nothing. Defaults to
+            `None`.
+        calibration_metrics: dict or `None`. What it does by split, for `describe.json`. Defaults to
+            `None`.
+        number: int or `None`. Number of the version, such as a date. If `None`, the next one.
+            Defaults to `None`.
 
     Returns:
         `pathlib.Path` of the version.
@@ -69,7 +83,7 @@ def write_version(
             "`correct_negative_sampling` needs a model of data with a `negative_rate` below 1 in "
             f"its schema. Received: negative_rate={negative_rate} (data set {model.schema.name!r})"
         )
-    served = ServedModel(model, vocabulary_directory, correct_negative_sampling)
+    served = ServedModel(model, vocabulary_directory, correct_negative_sampling, calibration)
     archive = keras.export.ExportArchive()
     archive.track(model)
     archive.track(served)
@@ -80,11 +94,18 @@ def write_version(
     export_dir.mkdir(parents=True, exist_ok=True)
     with lock(export_dir, "exporting to"):
         numbers = [int(path.name) for path in export_dir.iterdir() if path.name.isdecimal()]
-        version = export_dir / str(max(numbers, default=0) + 1)
+        version = export_dir / str(number or max(numbers, default=0) + 1)
+        if version.exists():
+            raise FileExistsError(f"{version} is there already")
         with written_aside(version) as aside:
             archive.write_out(str(aside), verbose=False)
             served.schema.save(aside)
-            _write_description(aside, model, served.schema, metrics, correct_negative_sampling)
+            changes = {
+                "corrected_for_negative_sampling": correct_negative_sampling,
+                "calibration": calibration
+                and {**dataclasses.asdict(calibration), "splits": calibration_metrics},
+            }
+            _write_description(aside, model, served.schema, metrics, changes)
             _write_warm_up(aside, warm_up_requests(served))
     return version
 
@@ -144,7 +165,7 @@ def warm_up_requests(served):
     return requests
 
 
-def _write_description(directory, model, schema, metrics, corrected):
+def _write_description(directory, model, schema, metrics, changes):
     """Writes `describe.json`: what a client, or somebody who finds the version, needs to know.
 
     Args:
@@ -152,7 +173,7 @@ def _write_description(directory, model, schema, metrics, corrected):
         model: `RankingModel`.
         schema: `Schema` of the raw features that the signatures take.
         metrics: Of the training, by split; `None` if they are not known.
-        corrected: Whether probabilities are corrected for sampled negatives.
+        changes: What is made of the model's probabilities, by name.
     """
     proto = saved_model_pb2.SavedModel.FromString((directory / "saved_model.pb").read_bytes())
     features = {feature.name: feature for feature in schema.features}
@@ -185,7 +206,7 @@ def _write_description(directory, model, schema, metrics, corrected):
         "candidate_key": schema.candidate_key,
         "history_key": schema.history_key,
         "negative_rate": schema.negative_rate,
-        "corrected_for_negative_sampling": corrected,
+        **changes,
         "signatures": {
             name: {"inputs": tensors(signature.inputs), "outputs": tensors(signature.outputs)}
             for name, signature in sorted(proto.meta_graphs[0].signature_def.items())
@@ -195,7 +216,7 @@ def _write_description(directory, model, schema, metrics, corrected):
         "metrics": metrics,
         **provenance(),
     }
-    (directory / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n")
+    write_json(directory / DESCRIPTION_FILE, description)
 
 
 def _write_warm_up(directory, requests):

@@ -34,13 +34,28 @@ class Run:
         batch_size: int. Requests a step.
         seed: int. Seed of the order.
         checkpoint_every: int. Steps between checkpoints.
+        best_by: str. Metric of validation by which the best epoch is chosen, one of
+            "auc", "gauc" and "log_loss". Defaults to `"auc"`.
+        patience: int. Epochs without a better one after which training ends; 0 is never. Defaults
+            to `0`.
 
     Raises:
         ValueError: If the replicas cannot share `batch_size` out evenly, or another process of the
             run sees another directory there.
     """
 
-    def __init__(self, directory, data, model, machines, batch_size, seed, checkpoint_every):
+    def __init__(
+        self,
+        directory,
+        data,
+        model,
+        machines,
+        batch_size,
+        seed,
+        checkpoint_every,
+        best_by="auc",
+        patience=0,
+    ):
         replica_batch_size(batch_size, machines.strategy.num_replicas_in_sync)
         self.directory = directory
         self.data = data
@@ -49,6 +64,8 @@ class Run:
         self.batch_size = batch_size
         self.seed = seed
         self.checkpoint_every = checkpoint_every
+        self.best_by = best_by
+        self.patience = patience
         self.steps_per_epoch = data.num_batches("train", batch_size)
         self._seconds = tf.Variable(0.0, dtype=tf.float64)
         self._told_of_one_class = False
@@ -130,9 +147,24 @@ class Run:
             if self.step < (epoch + 1) * self.steps_per_epoch:
                 self._fit_epoch(epoch, epochs)
                 self._save()
-            elif epoch < self._validated:
-                continue
-            self._validate(epoch)
+                self._validate(epoch)
+            elif epoch >= self._validated:
+                self._validate(epoch)
+            if self.machines.agree(int(self._has_lost_patience(epoch))):
+                return
+
+    def _has_lost_patience(self, epoch):
+        history = self.directory.validation[: epoch + 1]
+        if not self.patience or not self.machines.is_chief or not all(history):
+            return False
+        chosen = best(history, self.best_by)
+        if epoch - chosen < self.patience:
+            return False
+        print(
+            f"no better {self.best_by} of validation since epoch {chosen + 1}: training ends after "
+            f"epoch {epoch + 1}"
+        )
+        return True
 
     def _save(self):
         self.machines.synchronize(self.model)
@@ -153,23 +185,37 @@ class Run:
                 )
 
     def _validate(self, epoch):
+        if "validation" not in self.data.splits:
+            self._keep(epoch, {}, is_best=True)
+            return
         result = evaluate(
-            self.model, self.data, "validation", self.batch_size, self.machines, self._check_finite
+            self.model,
+            self.data,
+            "validation",
+            self.batch_size,
+            self.machines,
+            self._check_finite,
+            self.directory.correction,
         )
         if not self.machines.is_chief:
             return
         print(describe("validation", result))
         self._scalars.write({f"validation/{k}": result[k] for k in ("auc", "gauc")}, self.step)
         history = [*self.directory.validation[:epoch], result]
-        if math.isnan(result["auc"]) and not self._told_of_one_class:
+        if math.isnan(result["auc"]) and self.best_by != "log_loss" and not self._told_of_one_class:
             print(
                 "validation has labels of one class only, for which no AUC is defined: the best "
                 "epoch is chosen by log loss"
             )
             self._told_of_one_class = True
-        if best(history) == epoch:
-            self.directory.save_model(self.model)
-        self.directory.write_validation(history)
+        self._keep(epoch, result, is_best=best(history, self.best_by) == epoch)
+
+    def _keep(self, epoch, result, is_best):
+        """Keeps what an epoch has come to; without a validation split the last one is the best."""
+        if self.machines.is_chief:
+            if is_best:
+                self.directory.save_model(self.model)
+            self.directory.write_validation([*self.directory.validation[:epoch], result])
 
     def _check_finite(self, split, probabilities, *_):
         nan = np.count_nonzero(np.isnan(probabilities))
@@ -190,8 +236,11 @@ class Run:
         self.machines.gather(np.zeros(1))
         self.model.load_weights(self.directory.model_file)
         keep = self.directory.write_predictions if self.machines.is_chief else None
+        correction = self.directory.correction
         splits = {
-            split: evaluate(self.model, self.data, split, self.batch_size, self.machines, keep)
+            split: evaluate(
+                self.model, self.data, split, self.batch_size, self.machines, keep, correction
+            )
             for split in self.data.splits
             if split != "train"
         }

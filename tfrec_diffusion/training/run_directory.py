@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 import tfrec_diffusion.models  # noqa: F401  registers the classes that a model file names
+from tfrec_diffusion.calibration import undo_positive_weight
 from tfrec_diffusion.files import write_json, written_aside
 from tfrec_diffusion.input_pipeline import RequestData
 from tfrec_diffusion.prepared_directory import find_prepared
@@ -58,6 +59,11 @@ class RunDirectory:
     def checkpoints(self):
         """`pathlib.Path` of the checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def has_checkpoint(self):
+        """bool. Whether there is a checkpoint to resume from."""
+        return (self.checkpoints / "checkpoint").exists()
 
     @property
     def tensorboard(self):
@@ -127,6 +133,11 @@ class RunDirectory:
     def flags(self):
         """dict of what the run was started with."""
         return json.loads((self.path / _FLAGS_FILE).read_text())
+
+    @property
+    def correction(self):
+        """`Calibration` that undoes the weight of positives in the loss, or `None`."""
+        return undo_positive_weight(self.flags.get("positive_weight", 1.0))
 
     @property
     def schema(self):
@@ -263,6 +274,22 @@ class RunDirectory:
                 f"{error}"
             ) from error
 
+    def check_own_data(self, data_dir):
+        """Checks that the run was trained on the data sets of a directory.
+
+        Args:
+            data_dir: str or `None`. Directory of prepared data sets. If `None`, that of the run.
+
+        Raises:
+            ValueError: If it was not: what is predicted of other data is none of the run's results.
+        """
+        trained = self.flags["data_dir"]
+        if data_dir and pathlib.Path(data_dir).absolute() != pathlib.Path(trained):
+            raise ValueError(
+                f"{self.path} keeps predictions of the data that it was trained on, in {trained}. "
+                f"Received: --data_dir={data_dir}"
+            )
+
     def load_run(self, data_dir=None):
         """The model of the best epoch, and the data set that it was trained on.
 
@@ -275,14 +302,14 @@ class RunDirectory:
 
         Raises:
             FileNotFoundError: If there is no such run, or no such data set.
-            ValueError: If the data set means something else than what was trained on.
+            ValueError: If the data set means something else than what was trained on; its
+                vocabularies may be others.
         """
         model = self.load_model()
         trained = self.flags
         directory = find_prepared(data_dir or trained["data_dir"], trained["dataset"])
         label = trained.get("label", "")  # there was no choice before
-        data = RequestData(directory, model.schema.history_length, label)
-        check_same_data(self.schema, data.schema)
+        data = RequestData(directory, model.schema.history_length, label, read_as=self.schema)
         return model, data
 
 

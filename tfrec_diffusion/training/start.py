@@ -12,11 +12,12 @@ from tfrec_diffusion import models
 from tfrec_diffusion.files import lock
 from tfrec_diffusion.input_pipeline import RequestData
 from tfrec_diffusion.losses import LogLoss
-from tfrec_diffusion.optimizers import LazyAdam
+from tfrec_diffusion.optimizers import LazyAdam, Schedule
 from tfrec_diffusion.prepared_directory import PreparedDirectory
 from tfrec_diffusion.training import cluster, restarts, strategies
 from tfrec_diffusion.training.run import Run
 from tfrec_diffusion.training.run_directory import RunDirectory
+from tfrec_diffusion.training.warm_start import WarmStart
 
 _RESULT_FLAGS = (
     "dataset",
@@ -27,7 +28,11 @@ _RESULT_FLAGS = (
     "batch_size",
     "epochs",
     "learning_rate",
+    "schedule",
+    "warmup_steps",
     "table_learning_rate_factor",
+    "table_decay",
+    "positive_weight",
     "history_length",
     "seed",
     "mixed_precision",
@@ -35,7 +40,15 @@ _RESULT_FLAGS = (
     "strategy",
     "steps_per_execution",
     "global_clipnorm",
+    "warm_start",
+    "warm_start_optimizer",
+    "best_by",
+    "patience",
 )
+
+
+# What a run that started with another's optimizer keeps of it.
+_STEPS_BEFORE = "optimizer steps before"
 
 
 def train(options, model_arguments, find_data):
@@ -75,7 +88,13 @@ def _train(options, model_arguments, find_data, directory):
     flags = {name: getattr(options, name) for name in _RESULT_FLAGS}
     flags["data_dir"] = os.path.abspath(options.data_dir)
     model = _compiled_model(options, model_arguments, data, machines)
-    claim = (flags, {**machines.layout, **_arguments(model)}, data.schema)
+    layout = {**machines.layout, **_arguments(model)}
+    if options.schedule != "constant":  # a run cannot get more epochs than its schedule has
+        layout["epochs of the schedule"] = options.epochs
+    if options.warm_start:
+        flags["warm_start"] = os.path.abspath(options.warm_start)
+        layout |= _start_warm(options, model, data, machines, directory)
+    claim = (flags, layout, data.schema)
     with contextlib.ExitStack() as claimed:
 
         def claim_for_all():
@@ -87,7 +106,8 @@ def _train(options, model_arguments, find_data, directory):
         if_all_may(machines, lambda: machines.is_chief or directory.check_claim(*claim))
         run = Run(
             directory, data, model, machines,
-            options.batch_size, options.seed, options.checkpoint_every,
+            options.batch_size, options.seed, options.checkpoint_every, options.best_by,
+            options.patience,
         )  # fmt: skip
         return run.train(options.epochs)
 
@@ -113,16 +133,46 @@ def _compiled_model(options, arguments, data, machines):
         model = models.create(options.model, schema=data.schema, dtype=dtype, **arguments)
         model.compile(
             LazyAdam(
-                options.learning_rate,
+                _learning_rate(options, data),
                 global_clipnorm=options.global_clipnorm,
                 table_factor=options.table_learning_rate_factor,
+                table_decay=options.table_decay,
             ),
-            LogLoss(),
+            LogLoss(options.positive_weight),
             weighted_metrics=[keras.metrics.AUC(name="auc")],
             steps_per_execution=options.steps_per_execution or machines.steps_per_execution,
             jit_compile=options.jit_compile and machines.jit_compile,
         )
     return model
+
+
+def _learning_rate(options, data):
+    if options.schedule == "constant" and not options.warmup_steps:
+        return options.learning_rate
+    steps = options.epochs * data.num_batches("train", options.batch_size)
+    return Schedule(options.learning_rate, options.schedule, steps, options.warmup_steps)
+
+
+def _start_warm(options, model, data, machines, directory):
+    """Gives a model the weights of another run; returns what the result then depends on."""
+    if options.warm_start_optimizer and options.strategy == "parameter_server":
+        raise ValueError(
+            "--warm_start_optimizer needs another --strategy than parameter_server, whose tables "
+            "lie in parts"
+        )
+    if directory.has_checkpoint:  # the other run may be gone by now
+        steps = directory.flags.get(_STEPS_BEFORE, 0)
+        model.optimizer.steps_before = steps
+        return {_STEPS_BEFORE: steps}
+    warm_start = WarmStart(options.warm_start, data.schema)
+    with machines.strategy.scope():
+        warm_start.apply(model)
+        if options.warm_start_optimizer:
+            warm_start.apply_optimizer(model)
+    if machines.is_chief:
+        new = ", ".join(f"{name} {count:,}" for name, count in warm_start.new_rows.items() if count)
+        print(f"starts with the weights of {options.warm_start}; new values: {new or 'none'}")
+    return {_STEPS_BEFORE: model.optimizer.steps_before}
 
 
 def if_all_may(machines, action):

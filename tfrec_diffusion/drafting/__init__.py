@@ -1,0 +1,1 @@
+"""A first spec file of own logs, from what a directory of raw files holds."""

@@ -1,0 +1,1 @@
+"""Hyper-parameters: a search over flags of `train` and constructor arguments, trial by trial."""
