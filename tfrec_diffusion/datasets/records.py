@@ -122,30 +122,27 @@ class RecordEncoder:
             entries[name].int64_list.value.append(int(request[name]))
         for name, values in targets.items():
             entries[name].bytes_list.value.append(values.tobytes())
-        for name in self._arrays:
-            self._add(entries, name, request[name])
-        candidates = targets[schema_lib.LABEL].size
-        for name in self._candidates:
-            self._add(entries, name, request[name], candidates)
+        self._add(entries, request, self._arrays)
+        self._add(entries, request, self._candidates, targets[schema_lib.LABEL].size)
         length = len(request[self._history[0]])
         if length > self._schema.history_length:
             raise ValueError(
                 f"{self._history[0]!r} must have at most {self._schema.history_length} behaviors. "
                 f"Received: {length}"
             )
-        for name in self._history:
-            self._add(entries, name, request[name], length)
+        self._add(entries, request, self._history, length)
         return record.SerializeToString(deterministic=True)
 
     def _has_floats(self, name):
         return name in self._entries and self._entries[name][1].kind == "f"
 
-    def _add(self, entries, name, values, *length):
-        entry, dtype = self._entries[name]
-        values = np.asarray(values, dtype)
-        expected = (*length, *entry)
-        # No entries at all may be of any width.
-        if values.shape != expected and (values.size or math.prod(expected)):
-            what = f"{length[0]} entries" if length and not entry else f"shape {expected}"
-            raise ValueError(f"{name!r} must have {what}. Received: shape {values.shape}")
-        entries[name].bytes_list.value.append(values.tobytes())
+    def _add(self, entries, request, names, *length):
+        for name in names:
+            entry, dtype = self._entries[name]
+            values = np.asarray(request[name], dtype)
+            expected = length + entry
+            # No entries at all may be of any width.
+            if values.shape != expected and (values.size or math.prod(expected)):
+                what = f"{length[0]} entries" if length and not entry else f"shape {expected}"
+                raise ValueError(f"{name!r} must have {what}. Received: shape {values.shape}")
+            entries[name].bytes_list.value.append(values.tobytes())
