@@ -48,8 +48,8 @@ def predict(run, spec, *, raw_dir, output, preparation, batch_size=256, format_=
     """Writes a directory of files with the score of each impression of a log.
 
     A row has those columns of the log that the spec names as user, time and request and as key of
-    the candidate, with times in nanoseconds since 1970 UTC; and `score`, the click probability.
-    Rows come in the order of users and times. The log needs no labels.
+    the candidate, and `score`, the click probability. Times that are no integers in the log are in
+    nanoseconds since 1970 UTC. Rows come in the order of users and times. The log needs no labels.
 
     The directory appears when it is whole. Until then its parts lie beside it, and the same call
     goes on with those that are missing.
@@ -244,8 +244,7 @@ class _LogToScore(log_builder.LogBuilder):
 
     def _kept_values(self, loaded):
         events, key = self._spec.impressions, self._key("impressions")
-        time = f"e.{tables.column(events.time)} * {logs_spec.TIME_UNITS[loaded.unit]}"
-        kept = {events.user: f"e.{tables.column(events.user)}", events.time: time}
+        kept = {name: f"e.{tables.column(name)}" for name in (events.user, events.time)}
         if events.request:
             kept[events.request] = f"coalesce(e.{tables.column(events.request)}::VARCHAR, '')"
         kept[key.column] = self._value(key, loaded)
