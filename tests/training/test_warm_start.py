@@ -1,6 +1,7 @@
 """A trained model meets the next day's log: measured on it, and trained on with it."""
 
 import copy
+import dataclasses
 import functools
 import json
 
@@ -9,10 +10,14 @@ import numpy as np
 import pytest
 from commands import run
 from days import SPEC, arguments, prepared, write_day
+from small_models import SMALL, perturb, write_vocabularies
 
+from tfrec_diffusion import models
 from tfrec_diffusion.datasets.preparation import prepare
 from tfrec_diffusion.input_pipeline import RequestData
+from tfrec_diffusion.layers import embedding
 from tfrec_diffusion.losses import LogLoss
+from tfrec_diffusion.names import MODELS
 from tfrec_diffusion.optimizers import LazyAdam
 from tfrec_diffusion.row_maps import row_maps, unknown_values
 from tfrec_diffusion.schema import Schema
@@ -140,6 +145,84 @@ def test_old_requests_have_the_same_scores(days, monday):
         for model, rows in ((grown, features), (trained, expected))
     )
     np.testing.assert_array_equal(scores, of_monday)
+
+
+@pytest.fixture
+def grown(schema, tmp_path):
+    """`grown(name)`: a trained model, its run's directory, and the schema of other data, with more
+    items, and with the categories in another order and one more of them."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    for directory in (old, new):
+        directory.mkdir()
+        write_vocabularies(directory)
+    (new / "vocabularies" / "item.txt").write_text("".join(f"{i}\n" for i in range(100, 141)))
+    categories = "".join(f"category {i}\n" for i in range(8, -1, -1))
+    (new / "vocabularies" / "category.txt").write_text(categories)
+    rows = {"item": 43, "category": 11}
+    tables = [dataclasses.replace(t, rows=rows.get(t.name, t.rows)) for t in schema.tables]
+    schema = dataclasses.replace(schema, directory=str(old))
+    schema.save(old)
+
+    def make(name):
+        model = models.create(name, schema=schema, embedding_stddev=0.5, **SMALL.get(name, {}))
+        perturb(model)
+        RunDirectory(old).save_model(model)
+        return model, old, dataclasses.replace(schema, directory=str(new), tables=tables)
+
+    return make
+
+
+def like(model, schema):
+    return type(model).from_config({**model.get_config(), "schema": schema.get_config()})
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_model_starts_with_the_same_scores(name, grown, make_requests):
+    trained, run_directory, schema = grown(name)
+    model = like(trained, schema)
+    WarmStart(run_directory, schema).apply(model)
+    requests = make_requests()
+    maps = row_maps(RunDirectory(run_directory).schema, schema)
+    moved = {
+        feature.name: maps[feature.table][requests[feature.name]]
+        if feature.table in maps
+        else requests[feature.name]
+        for feature in schema.features
+    }
+    assert (moved["category"] != requests["category"]).any()
+    np.testing.assert_array_equal(model(moved), trained(requests))
+
+
+def test_tables_that_parameter_servers_share_start_warm(grown, monkeypatch):
+    trained, run_directory, schema = grown("avg_pooling")
+    start = WarmStart(run_directory, schema)
+    whole = like(trained, schema)
+    monkeypatch.setattr(embedding, "_parameter_servers", lambda: 3)
+    monkeypatch.setattr(embedding, "_SPREAD_FROM_BYTES", 0)
+    spread = like(trained, schema)
+    for model in (whole, spread):
+        start.apply(model)
+    assert len(spread.tables["item"].parts) == 3
+    known = row_maps(schema, RunDirectory(run_directory).schema)["item"] != 1
+    tables = [{}, {}]
+    for model, store in zip((whole, spread), tables, strict=True):
+        model.tables["item"].save_own_variables(store)
+    # The rows of new values are drawn anew.
+    np.testing.assert_array_equal(*(np.asarray(store["0"])[known] for store in tables))
+
+
+def test_replicas_start_warm(days, monday, tuesday, tmp_path):
+    code, _, stderr = run(
+        *arguments(days / "tuesday", tmp_path, "--learning_rate=0", "--strategy=mirrored"),
+        f"--warm_start={monday.path}",
+        "--warm_start_optimizer",
+    )
+    assert code == 0, stderr
+    found, expected = (
+        item_rows(one.load_model(), one.path) for one in (RunDirectory(tmp_path), tuesday)
+    )
+    for item, row in expected.items():
+        np.testing.assert_array_equal(found[item], row)
 
 
 def test_the_optimizer_starts_with_the_moments(days, monday, tmp_path):

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrec_diffusion.layers.cross_features import BehaviorFeatureEmbedding
 from tfrec_diffusion.layers.embedding import NumberEmbedding, TableEmbedding
 from tfrec_diffusion.layers.mlp import MLP
 from tfrec_diffusion.models.request import Request, as_schema
@@ -133,6 +134,18 @@ class RankingModel(keras.Model):
         self.embedding_dim = embedding_dim
         self.embedding_stddev = embedding_stddev
         self.tables = tables
+
+    @property
+    def row_tables(self):
+        """list of pairs of a name and a `TableEmbedding`: all weights that have a row for each row
+        of a table of the schema, in an order that is the same for models made alike.
+        """
+        pairs = list(self.tables.items())
+        of_feature = {feature.name: feature.table for feature in self.schema.features}
+        for layer in self.layers:
+            if isinstance(layer, BehaviorFeatureEmbedding):
+                pairs += [(of_feature[name], table) for name, table in layer.tables.items()]
+        return [(name, table) for name, table in pairs if isinstance(table, TableEmbedding)]
 
     def get_config(self):
         arguments = inspect.signature(type(self)).parameters.keys()

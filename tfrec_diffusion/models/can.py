@@ -91,6 +91,8 @@ class CAN(RankingModel):
 
         super().__init__(schema, tower_inputs, activation=activation, **kwargs)
 
+        self._co_actions = co_actions
+
         # === Config ===
         self.co_action_units = check_units(co_action_units)
         self.co_action_dim = co_action_dim
@@ -98,3 +100,13 @@ class CAN(RankingModel):
         self.co_action_stddev = co_action_stddev
         self.attention_units = attention.units
         self.max_length = max_length
+
+    @property
+    def row_tables(self):
+        """See `RankingModel.row_tables`."""
+        of_feature = {feature.name: feature.table for feature in self.schema.features}
+        return super().row_tables + [
+            (of_feature[name], table)
+            for name, co_action in self._co_actions.items()
+            for table in (co_action.mlp_table, co_action.vector_table)
+        ]

@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 
-from tfrec_diffusion.layers.embedding import TableEmbedding
 from tfrec_diffusion.row_maps import row_maps
 from tfrec_diffusion.schema import OUT_OF_VOCABULARY
 from tfrec_diffusion.training.run_directory import RunDirectory
@@ -46,16 +45,11 @@ class WarmStart:
             ValueError: If it was made with other arguments.
         """
         self._check_same_arguments(model)
-        tables = {id(weight) for layer in model.tables.values() for weight in layer.weights}
-        trained_tables = {
-            id(weight) for layer in self._trained.tables.values() for weight in layer.weights
-        }
-        ours = [weight for weight in model.weights if id(weight) not in tables]
-        theirs = [weight for weight in self._trained.weights if id(weight) not in trained_tables]
-        for weight, trained in zip(ours, theirs, strict=True):
+        for weight, trained in zip(_others(model), _others(self._trained), strict=True):
             weight.assign(trained.numpy())
-        for name, layer in model.tables.items():
-            _load(layer, _saved(self._trained.tables[name]), self._maps.get(name))
+        pairs = zip(model.row_tables, self._trained.row_tables, strict=True)
+        for (name, layer), (_, trained) in pairs:
+            _load(layer, _saved(trained), self._maps.get(name))
 
     def apply_optimizer(self, model):
         """Gives a model's optimizer the moments, and tells it how many steps they are of.
@@ -72,8 +66,7 @@ class WarmStart:
         model.optimizer.build(model.trainable_variables)
         maps = {
             id(weight): self._maps.get(name)
-            for name, layer in model.tables.items()
-            if isinstance(layer, TableEmbedding)
+            for name, layer in model.row_tables
             for weight in layer.weights
         }
         for moments in ("_momentums", "_velocities"):
@@ -120,6 +113,12 @@ def _check_same_numbers(trained, schema, path):
                 f"with, {old.mean:g} and {old.deviation:g}. Received: {table.mean:g} and "
                 f"{table.deviation:g}. `prepare --like={path}` keeps them"
             )
+
+
+def _others(model):
+    """The weights of a model that have no rows for values."""
+    tables = {id(weight) for _, layer in model.row_tables for weight in layer.weights}
+    return [weight for weight in model.weights if id(weight) not in tables]
 
 
 def _saved(layer):
