@@ -110,15 +110,15 @@ class LazyAdam(keras.optimizers.Adam):
         learning_rate = tf.cast(learning_rate, variable.dtype)
         if not isinstance(gradient, tf.IndexedSlices):
             if self.steps_before:  # Keras corrects for moments as young as its own steps
-                ratio = self._correction(step + self.steps_before) / self._correction(step)
-                learning_rate *= ratio
+                young = self._corrected(1.0, step)
+                learning_rate = self._corrected(learning_rate, step + self.steps_before) / young
             super().update_step(gradient, variable, learning_rate)
             return
         rows, gradient = gradient.indices, gradient.values
 
         index = self._get_variable_index(variable)
         learning_rate *= self.table_factor
-        alpha = learning_rate * self._correction(step + self.steps_before)
+        alpha = self._corrected(learning_rate, step + self.steps_before)
         m = self._moved(self._momentums[index], rows, gradient, self.beta_1)
         v = self._moved(self._velocities[index], rows, tf.square(gradient), self.beta_2)
         change = alpha * m / (tf.sqrt(v) + self.epsilon)
@@ -126,8 +126,9 @@ class LazyAdam(keras.optimizers.Adam):
             change += learning_rate * self.table_decay * tf.gather(variable, rows)
         self.assign_sub(variable, tf.IndexedSlices(change, rows))
 
-    def _correction(self, step):
-        return tf.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
+    def _corrected(self, learning_rate, step):
+        """Adam's step size where the moments are of so many steps."""
+        return learning_rate * tf.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
 
     def _moved(self, moment, rows, value, beta):
         """Moves `rows` of a moment towards `value`, in place; returns their new values."""
