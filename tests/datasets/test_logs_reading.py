@@ -215,8 +215,12 @@ def test_times_in_iso_8601(prepared, digests):
         }
         if hours == 5.5:
             assert ("2024-05-01" + separator + "17:30:00,10,s,0") in files["impressions.csv"]
-        of_texts = digests(prepared(changed(time_zone_hours=5.5), files))
-        assert of_texts == of_numbers
+        spec = changed(time_zone_hours=5.5)
+        assert digests(prepared(spec, files)) == of_numbers
+        in_parquet = io.BytesIO()
+        pd.read_csv(io.StringIO(files["behaviors.csv"])).to_parquet(in_parquet)
+        texts = {**files, "behaviors.csv": None, "behaviors.parquet": in_parquet.getvalue()}
+        assert digests(prepared(spec, texts)) == of_numbers
     files["behaviors.csv"] += "ann,1714521600,12,s\n"
     directory = prepared(changed(time_zone_hours=5.5), files)
     assert dropped(directory, "behaviors") == {

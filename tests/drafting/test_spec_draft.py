@@ -1,4 +1,5 @@
 import bz2
+import gzip
 import itertools
 import json
 
@@ -399,6 +400,15 @@ def test_a_log_that_was_split_is_one_again(tmp_path):
     spec, summary = drafted(write(raw_dir, test__csv=unlabeled))
     assert spec["impressions"]["files"] == spec["behaviors"]["files"] == "train.csv"
     assert "  test.csv looks like impressions without a label" in summary
+
+
+def test_parts_may_have_several_endings(tmp_path):
+    first, second = parts(2)
+    raw_dir = write(tmp_path / "raw", log_1__csv=first)
+    with gzip.open(raw_dir / "log_2.csv.gz", "wt") as file:
+        file.write(second)
+    spec, _ = drafted(raw_dir)
+    assert spec["impressions"]["files"] == "log_*"
 
 
 def test_an_empty_part_is_named(tmp_path):

@@ -59,7 +59,8 @@ class _Input(NamedTuple):
         path: `pathlib.Path`. The original.
         checked: `csv_files.Checked` or `None`. If `None`, it is a Parquet file.
         names: tuple of str. Names of its columns.
-        types: tuple of str. Types of the columns to read; `"text"` or `"time"` in a CSV file.
+        types: tuple of str. Types of the columns to read: those of a Parquet file; `"text"` or
+            `"time"` in a CSV file, and of times that a Parquet file has as text.
     """
 
     path: pathlib.Path
@@ -127,6 +128,9 @@ class Loader:
                 for name in self._columns
             }
             for name, kind in self._columns.items():
+                if name in self._options.times and found[name] == "VARCHAR":
+                    found[name] = self._type_of_times(self._first_value(path, names, name))
+                    continue
                 check = (sql_lists if sql_lists.value_type(kind) else sql_values).check_type
                 check(path, name, found[name], kind)
             return _Input(path, None, names, tuple(found.values()))
@@ -147,11 +151,24 @@ class Loader:
                     skip=0 if header else checked.header_lines,
                     ignored=nulls,
                 )
-                if not value:
-                    types[j] = "unknown"
-                elif sql_values.is_time(value):
-                    types[j] = "time"
+                types[j] = self._type_of_times(value)
         return _Input(path, checked, names, tuple(types))
+
+    def _type_of_times(self, first):
+        """What a column of texts holds that has this first value, if it has any."""
+        if not first:
+            return "unknown"
+        return "time" if sql_values.is_time(first) else "text"
+
+    def _first_value(self, path, names, name):
+        """The first value of a column of text in a Parquet file, or `None`."""
+        column = quoted(names[raw_columns.find_column(path, names, name)])
+        nulls = ", ".join(map(literal, ("", *self._options.nulls.get(name, ()))))
+        rows = self._execute(
+            f"SELECT {column} FROM read_parquet({literal(path)}) "
+            f"WHERE trim({column}) NOT IN ({nulls}) LIMIT 1"
+        )
+        return rows[0][0] if rows else None
 
     def _checked(self, i, path, columns):
         copy = self._directory / f"{i:05}" / path.name.removesuffix(path.suffix)

@@ -66,9 +66,9 @@ class Events:
             line, plain or `.gz`, `.bz2` or `.zst`, and `.parquet` files. Each file's columns are
             found by their names.
         user: str. Column of the user's id.
-        time: str. Column of integer times since 1970 UTC; or, in CSV, of times in ISO 8601, which
-            are in the spec's time zone if they have no offset from UTC; or, in Parquet, of
-            TIMESTAMPs or DATEs, which are in UTC if they have no time zone.
+        time: str. Column of integer times since 1970 UTC; or of texts in ISO 8601, which are in the
+            spec's time zone if they have no offset from UTC; or, in Parquet, of TIMESTAMPs or
+            DATEs, which are in UTC if they have no time zone.
         time_unit: str. Unit of the integer times, one of `TIME_UNITS`. Others have their own unit.
         label: str. Column of 0 and 1, or of `true` and `false`. Impressions must have it. Defaults
             to `""`.
@@ -235,7 +235,7 @@ class Spec:
         tables: dict of `Table` by name. The tables that the features name.
         features: dict of `Feature` by name. The features in the schema's order.
         time_zone_hours: float. Offset from UTC of the times in `splits`, and of times in ISO 8601
-            in CSV files, that have none themselves; such as 5.5. Defaults to `0`.
+            in files, that have none themselves; such as 5.5. Defaults to `0`.
         null: tuple of str. Texts that are missing values, beside the empty text, unless `keep`
             names them. Defaults to `sql_values.NULLS`.
         comment: str. A note for the reader. Defaults to `""`.

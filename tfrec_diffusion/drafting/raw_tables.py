@@ -252,10 +252,13 @@ def _tables(root, group, unread):
 
 
 def _with_splits(root, found):
-    """Tables that somebody has split into `train`, `test` and so on become one again."""
+    """Tables that somebody has split into `train`, `test` and so on become one again.
+
+    So do parts with other endings, such as those that are not compressed yet.
+    """
     merged = collections.defaultdict(list)
     for table in found:
-        name = _SPLITS.sub("*", table.pattern)
+        name = _NUMBERS.sub("*", _ENDING.sub("", _SPLITS.sub("*", table.pattern)))
         merged[name, table.format, frozenset(table.columns)].append(table)
     for group in merged.values():
         paths = sorted(path for table in group for path in table.paths)
