@@ -59,7 +59,8 @@ def write(directory, files):
 def known(tmp_path_factory):
     """The first days' data, which stand for a model that was trained on them."""
     directory = tmp_path_factory.mktemp("first")
-    return prepare("logs", data_dir=directory, **write(directory / "raw", FIRST))
+    raw = write(directory / "raw", FIRST)
+    return prepare("logs", data_dir=directory, history_length=7, **raw)
 
 
 @pytest.fixture
@@ -86,6 +87,7 @@ def test_rows_are_the_models(known, second):
     directory = second(like=known, **MAY_7)
     old, new = Schema.load(known), Schema.load(directory)
     assert new.digest() == old.digest()
+    assert new.history_length == old.history_length == 7
     # Means and boundaries, too, which would be others by the new day alone.
     assert new.table("price") == old.table("price") and new.table("age") == old.table("age")
 

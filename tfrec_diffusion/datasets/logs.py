@@ -6,6 +6,8 @@ import tensorflow_datasets as tfds
 
 from tfrec_diffusion.datasets import known_tables, log_builder, logs_spec, requests
 
+_HISTORY_LENGTH = 100
+
 
 class Logs(log_builder.LogBuilder):
     """One request for each impression, with the user's behaviors before it.
@@ -21,7 +23,8 @@ class Logs(log_builder.LogBuilder):
         spec: str or `pathlib.Path`. Path of the spec file. `logs_spec.Spec` documents its content,
             and `experiments/kuairand.json` is an example. It must be given. Defaults to `None`,
             which is an error.
-        history_length: int. Longest history; the newest behaviors are kept. Defaults to `100`.
+        history_length: int or `None`. Longest history; the newest behaviors are kept. If `None`,
+            100 or, with `like`, that of the model. Defaults to `None`.
         train_from: str or `None`. In the place of the spec's. Defaults to `None`.
         train_until: str or `None`. In the place of the spec's. If `validation_until` is `None`,
             there is then no validation: the test begins there. Splits without impressions are then
@@ -50,7 +53,7 @@ class Logs(log_builder.LogBuilder):
         raw_dir,
         data_dir,
         spec=None,
-        history_length=100,
+        history_length=None,
         train_from=None,
         train_until=None,
         validation_until=None,
@@ -69,6 +72,8 @@ class Logs(log_builder.LogBuilder):
         if like:
             known = known_tables.KnownTables(like, known_tables.Growth(grow, forget))
             known.check(loaded)
+            if history_length is None:
+                history_length = known.schema.history_length
             like = f"{pathlib.Path(like).name} ({known.schema.digest()[:16]})"
         elif grow or forget is not None:
             raise ValueError("`grow` and `forget` need `like`, the directory of a trained model")
@@ -85,7 +90,7 @@ class Logs(log_builder.LogBuilder):
             data_dir=data_dir,
             spec=loaded,
             spec_path=path,
-            history_length=history_length,
+            history_length=_HISTORY_LENGTH if history_length is None else history_length,
             known=known,
             config=tfds.core.BuilderConfig(name=path.stem),
         )
