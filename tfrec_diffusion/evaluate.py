@@ -19,21 +19,19 @@ def main(values):
         picture_file.check(values.picture)
     directory = RunDirectory(values.model_dir)
     if values.write_predictions:
-        directory.check_own_data(values.data_dir)
+        directory.check_own_data(values.data_dir, values.table_dtype)
     model, data = directory.load_run(values.data_dir)
+    if values.table_dtype != "float32":
+        model.compress_tables(values.table_dtype)
     if unknown := unknown_values(data.row_maps):
         print(f"{data.directory}: {unknown}", file=sys.stderr)
     if newer := PreparedDirectory(data.directory).newer_raw_files():
         print(f"warning: {newer}", file=sys.stderr)
     split, predicted = values.split, []
     result = evaluate(
-        model,
-        data,
-        split,
-        values.batch_size,
-        keep=lambda *columns: predicted.extend(columns),
+        model, data, split, values.batch_size, keep=lambda *columns: predicted.extend(columns),
         correction=directory.correction,
-    )
+    )  # fmt: skip
     if values.write_predictions:
         directory.write_predictions(*predicted)
     print(describe(split, result, data.best_reachable(split), data.oracles(split)))

@@ -20,6 +20,8 @@ def main(values):
         calibration = fitted.after(calibration)
     if values.mixed_precision:
         model = with_dtype(model, "mixed_bfloat16")
+    if values.table_dtype != "float32":
+        model.compress_tables(values.table_dtype)
     print(
         write_version(
             model,

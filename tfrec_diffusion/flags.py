@@ -139,6 +139,7 @@ def train(values):
 def evaluate(values):
     """Flags of `python -m tfrec_diffusion.evaluate`."""
     trained_model(values)
+    _table_dtype(values)
     batch_size(values)
     flags.DEFINE_boolean(
         "write_predictions", False, "write them into --model_dir, where compare looks for them; "
@@ -171,6 +172,7 @@ def export(values):
         "export_dir", None, "where TF Serving looks: the export is its next numbered directory",
         required=True, flag_values=values,
     )  # fmt: skip
+    _table_dtype(values)
     flags.DEFINE_integer(
         "version", None, "number of that directory, such as a date; default: the next one", 1,
         flag_values=values,
@@ -273,6 +275,14 @@ def _prepared(values):
         "clustered/<name of the data set that was clustered>", required=True, flag_values=values,
     )  # fmt: skip
     _data_dir(values)
+
+
+def _table_dtype(values):
+    flags.DEFINE_enum(
+        "table_dtype", "float32", names.TABLE_DTYPES,
+        "of embedding tables at inference: two or four times smaller ones, rounded",
+        flag_values=values,
+    )  # fmt: skip
 
 
 def _encoding(values):

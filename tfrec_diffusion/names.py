@@ -36,5 +36,8 @@ STRATEGIES = ("one", "mirrored", "multi_worker", "parameter_server")
 # `--group_by`: see `datasets.preparation.Preparation`.
 GROUPINGS = ("impression", "request")
 
+# `--table_dtype`: see `layers.embedding.TableEmbedding.compress`.
+TABLE_DTYPES = ("float32", "bfloat16", "int8")
+
 # `--calibrate`: see `calibration.fit`.
 CALIBRATIONS = ("temperature", "platt")

@@ -112,6 +112,46 @@ def test_files_of_other_tables_are_refused(make):
         make(servers=3).load_own_variables({"0": np.zeros((9, 3), "f")})
 
 
+class TestCompressed:
+    """Tables in fewer bytes, for inference."""
+
+    @pytest.fixture
+    def table(self):
+        layer = TableEmbedding(6, 4, stddev=1.0)
+        layer.build()
+        rows = layer.embeddings.numpy()
+        rows[3] *= 1000
+        rows[4] = 0
+        layer.embeddings.assign(rows)
+        return layer, rows
+
+    def test_int8_is_right_to_half_a_step_of_its_row(self, table):
+        layer, rows = table
+        layer.compress("int8")
+        found = layer(np.arange(6)).numpy()
+        step = np.abs(rows).max(axis=1, keepdims=True) / 127
+        assert (np.abs(found - rows) <= step / 2 * 1.001).all()
+        assert np.abs(found - rows).max() > 0 and not found[0].any() and not found[4].any()
+        assert [weight.dtype for weight in layer.weights] == ["float32", "int8"]
+        assert layer.trainable_weights == []
+
+    def test_bfloat16_has_eight_bits(self, table):
+        layer, rows = table
+        layer.compress("bfloat16")
+        found = layer(np.arange(6)).numpy()
+        np.testing.assert_allclose(found, rows, rtol=2**-8)
+        assert found.dtype == "float32" and (found != rows).any()
+        assert [weight.dtype for weight in layer.weights] == ["bfloat16"]
+
+    def test_once_and_to_what_there_is(self, table):
+        layer, _ = table
+        with pytest.raises(ValueError, match="one of .*'int8'.*Received: 'int4'"):
+            layer.compress("int4")
+        layer.compress("int8")
+        with pytest.raises(ValueError, match="must be one table of float32"):
+            layer.compress("int8")
+
+
 class TestNumbers:
     def test_a_number_is_standardized_and_mapped(self):
         layer = NumberEmbedding(2, mean=3.0, deviation=2.0)

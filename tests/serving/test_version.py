@@ -406,6 +406,33 @@ def test_a_model_is_served_in_mixed_precision(model_dir, schema, raw):
     assert 0 < np.abs(scores - expected).max() < 0.01
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.003), ("int8", 0.01)])
+@pytest.mark.parametrize("name", ["can", "hierdiffuse"])
+def test_compressed_tables_are_served(name, dtype, tolerance, model_dir, schema, raw, tmp_path):
+    """By all signatures, in smaller files."""
+    model = models.create(name, schema=schema, embedding_dim=16, **SMALL.get(name, {}))
+    perturb(model)
+    expected = expected_scores(model, raw)
+    sizes = []
+    for _ in range(2):
+        version = write_version(model, model_dir, tmp_path)
+        (variables,) = version.glob("variables/*.data*")
+        sizes.append(variables.stat().st_size)
+        if len(sizes) == 1:
+            model.compress_tables(dtype)
+    assert sizes[1] < sizes[0]
+    assert json.loads((version / "describe.json").read_text())["table_dtype"] == dtype
+    signatures = tf.saved_model.load(str(version)).signatures
+    scores = call(signatures["serving_default"], raw)
+    assert 0 < np.abs(scores - expected).max() < tolerance
+    if "user_state" in signatures:
+        takes = signatures["user_state"].structured_input_signature[1]
+        state = signatures["user_state"](**{k: x for k, x in as_tensors(raw).items() if k in takes})
+        others = {k: x for k, x in as_tensors(raw).items() if k not in takes}
+        found = signatures["score"](**state, **others)["click_probability"]
+        np.testing.assert_allclose(found, scores, rtol=1e-5)
+
+
 class TestRichFeatures:
     """Features of several values, numbers and vectors, as clients send them."""
 

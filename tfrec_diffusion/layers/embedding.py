@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras import ops
 
 _SPREAD_FROM_BYTES = 2**20
+COMPRESSED = ("bfloat16", "int8")  # dtypes that a table may have for inference
 _PART_BYTES = 2**30  # TensorFlow cannot send a tensor of 2 GiB between machines
 
 
@@ -50,6 +51,7 @@ class TableEmbedding(keras.layers.Layer):
     def build(self, input_shape=None):
         servers = _parameter_servers()
         self._is_remote = servers > 0
+        self._scales = None
         size = self.rows * self.dim * 4
         count = 1
         if servers and size >= _SPREAD_FROM_BYTES:
@@ -90,7 +92,45 @@ class TableEmbedding(keras.layers.Layer):
         real = ops.sign(ops.cast(indices, self.compute_dtype))  # 0 for padding, else 1
         return ops.cast(embedded, self.compute_dtype) * real[..., None]
 
+    def compress(self, dtype):
+        """Keeps the table in fewer bytes, for inference; what it was is gone.
+
+        Args:
+            dtype: str. `"bfloat16"`, or `"int8"`, which has a float32 scale for each row: the
+                greatest magnitude of the row is 127.
+
+        Raises:
+            ValueError: If there is no such dtype, or the table is spread or compressed already.
+        """
+        if dtype not in COMPRESSED:
+            raise ValueError(f"`dtype` must be one of {list(COMPRESSED)}. Received: {dtype!r}")
+        if len(self.parts) > 1 or self.parts[0].dtype != "float32":
+            raise ValueError(f"{self.name} must be one table of float32 to be compressed")
+        table = self.parts[0].numpy()
+        self._tracker.unlock()
+        self._untrack_variable(self.parts[0])
+        self.parts = []
+        if dtype == "int8":
+            scales = np.abs(table).max(axis=1, keepdims=True) / 127
+            table = np.rint(table / np.where(scales > 0, scales, 1))
+            self._scales = self._add_fixed("scales", scales, "float32")
+        self.parts = [self._add_fixed("embeddings", table, dtype)]
+        self._tracker.lock()
+
+    def _add_fixed(self, name, values, dtype):
+        return self.add_weight(
+            name=name,
+            shape=values.shape,
+            dtype=dtype,
+            initializer=lambda *_, **__: ops.cast(ops.convert_to_tensor(values), dtype),
+            trainable=False,
+            autocast=False,
+        )
+
     def _lookup(self, indices):
+        if self._scales is not None:
+            rows = tf.cast(tf.gather(self.parts[0].value, indices), tf.float32)
+            return rows * tf.gather(self._scales.value, indices)
         parts = [part.value for part in self.parts]
         return tf.compat.v1.nn.embedding_lookup(parts, indices, partition_strategy="mod")
 

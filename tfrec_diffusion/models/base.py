@@ -147,6 +147,23 @@ class RankingModel(keras.Model):
                 pairs += [(of_feature[name], table) for name, table in layer.tables.items()]
         return [(name, table) for name, table in pairs if isinstance(table, TableEmbedding)]
 
+    @property
+    def table_dtype(self):
+        """str. Dtype of the tables: `"float32"`, or what they were compressed to."""
+        return next((table.parts[0].dtype for _, table in self.row_tables), "float32")
+
+    def compress_tables(self, dtype):
+        """Keeps all tables in fewer bytes, for inference, see `TableEmbedding.compress`.
+
+        Args:
+            dtype: str. `"bfloat16"` or `"int8"`.
+
+        Raises:
+            ValueError: If there is no such dtype, or tables are compressed already.
+        """
+        for _, table in self.row_tables:
+            table.compress(dtype)
+
     def get_config(self):
         arguments = inspect.signature(type(self)).parameters.keys()
         return {

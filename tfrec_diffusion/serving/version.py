@@ -213,6 +213,7 @@ def _write_description(directory, model, schema, metrics, changes):
             if not name.startswith("__")
         },
         "tables": {t.name: {"kind": t.kind, "rows": t.rows, "dim": t.dim} for t in schema.tables},
+        "table_dtype": model.table_dtype,
         "metrics": metrics,
         **provenance(),
     }

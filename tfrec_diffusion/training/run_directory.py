@@ -274,15 +274,18 @@ class RunDirectory:
                 f"{error}"
             ) from error
 
-    def check_own_data(self, data_dir):
-        """Checks that the run was trained on the data sets of a directory.
+    def check_own_data(self, data_dir, table_dtype="float32"):
+        """Checks that what is predicted is a result of the run: of its data, with its tables.
 
         Args:
             data_dir: str or `None`. Directory of prepared data sets. If `None`, that of the run.
+            table_dtype: str. Dtype of the tables. Defaults to `"float32"`.
 
         Raises:
-            ValueError: If it was not: what is predicted of other data is none of the run's results.
+            ValueError: If it is not.
         """
+        if table_dtype != "float32":
+            raise ValueError(f"{self.path} keeps predictions of --table_dtype=float32 only")
         trained = self.flags["data_dir"]
         if data_dir and pathlib.Path(data_dir).absolute() != pathlib.Path(trained):
             raise ValueError(
