@@ -5,7 +5,8 @@
 #   experiments/daily.sh 2022-05-03
 #
 # The same command again goes on after whatever has stopped it, and does nothing where a day is done.
-# The first day of all trains a model from nothing on what the log has until its end.
+# The first day of all trains a model from nothing on what the log has until its end. A later one
+# takes all days since the newest model, so that none is lost if one was left out.
 #
 # $DAILY/data/DAY      the day's requests, with yesterday's vocabularies and the day's new values
 # $DAILY/runs/DAY      the model of the day: a run directory, as `train` leaves it
@@ -14,7 +15,7 @@
 # $DAILY/current       the day of the newest model that is served
 set -Eeuo pipefail
 
-DAY=${1:?the day, as 2022-05-03}
+DAY=$(date -u -d "${1:?the day, as 2022-05-03}" +%F)
 : "${DAILY:=daily}" "${RAW:=raw/kuairand}" "${SPEC:=experiments/kuairand.json}"
 : "${FLAGS:=experiments/kuairand.flags}" "${FORGET:=30}"
 NEXT=$(date -u -d "$DAY + 1 day" +%F)
@@ -37,8 +38,9 @@ SPLITS=(--set=spec="$SPEC" --set=train_until="$NEXT" --set=test_until="$NEXT")
 TRAIN=(--flagfile="$FLAGS" --dataset="$NAME" "${DATA[@]}" --model_dir="$DAILY/runs/$DAY")
 if [[ $LAST ]]; then
   run prepare --dataset=logs --raw_dir="$RAW" "${DATA[@]}" "${SPLITS[@]}" \
-    --set=train_from="$DAY" --like="$DAILY/runs/$LAST" --grow --forget="$FORGET"
-  run evaluate --model_dir="$DAILY/runs/$LAST" "${DATA[@]}" --split=train | tee "$DAILY/reports/$DAY"
+    --set=train_from="$(date -u -d "$LAST + 1 day" +%F)" --like="$DAILY/runs/$LAST" --grow --forget="$FORGET"
+  run evaluate --model_dir="$DAILY/runs/$LAST" "${DATA[@]}" --split=train > "$DAILY/reports/$DAY"
+  tail -1 "$DAILY/reports/$DAY"
   run train "${TRAIN[@]}" --warm_start="$DAILY/runs/$LAST"
 else
   run prepare --dataset=logs --raw_dir="$RAW" "${DATA[@]}" "${SPLITS[@]}"

@@ -81,6 +81,14 @@ def test_scores_do_not_depend_on_how_a_log_is_encoded(unlabeled, monkeypatch, pr
     pd.testing.assert_frame_equal(one, other, check_exact=False, rtol=1e-5)
 
 
+def test_users_without_impressions_have_parts_of_their_own(unlabeled, monkeypatch, tmp_path):
+    expected = read(unlabeled("expected"))
+    monkeypatch.setattr(Database, "part_rows", 100)
+    with (tmp_path / "raw" / "behaviors.csv").open("a") as log:
+        log.writelines(f"z{i},i1,1714521600\n" for i in range(300))
+    pd.testing.assert_frame_equal(read(unlabeled("scores")), expected, check_exact=False, rtol=1e-5)
+
+
 def test_what_is_interrupted_goes_on(unlabeled, monkeypatch, tmp_path):
     monkeypatch.setattr(Database, "part_rows", 100)
     whole = unlabeled("whole")
@@ -130,7 +138,7 @@ def test_the_command(monday, tmp_path):
     ]  # fmt: skip
     code, stdout, stderr = run(*arguments)
     assert code == 0, stderr
-    assert "300 kept" in stdout
+    assert "300 kept" in stdout and "does not know" not in stdout
     rows = pd.read_csv(tmp_path / "scores" / "part-00000.csv")
     assert list(rows) == ["user", "time", "item", "score"] and len(rows) == 300
     description = json.loads((tmp_path / "scores" / "scores.json").read_text())

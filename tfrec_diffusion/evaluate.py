@@ -18,9 +18,9 @@ def main(values):
     if values.picture:
         picture_file.check(values.picture)
     directory = RunDirectory(values.model_dir)
-    if values.write_predictions:
-        directory.check_own_data(values.data_dir, values.table_dtype)
     model, data = directory.load_run(values.data_dir)
+    if values.write_predictions:
+        directory.check_own_data(data, values.table_dtype)
     if values.table_dtype != "float32":
         model.compress_tables(values.table_dtype)
     if unknown := unknown_values(data.row_maps):

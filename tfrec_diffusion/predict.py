@@ -25,6 +25,9 @@ def main(values):
         print(f"{source:36}{rows['read']:12,} read {rows['kept']:12,} kept")
         for reason, dropped in rows["dropped"].items():
             print(f"  dropped {dropped['rows']:,}: {reason}")
+    for note, value in description["report"].items():
+        if "does not know" in note:
+            print(f"{note}: {value}")
     print(values.output)
 
 

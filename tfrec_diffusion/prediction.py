@@ -9,9 +9,10 @@ import shutil
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from pyarrow import parquet
 
 from tfrec_diffusion.datasets import (
     known_tables,
@@ -98,9 +99,10 @@ def predict(run, spec, *, raw_dir, output, preparation, batch_size=256, format_=
                 scores = score([record for _, record in part])
                 if run.correction:
                     scores = run.correction(scores).astype(np.float32)
-                rows = log.kept_columns(cut.split.parts[i]) | {"score": scores}
+                rows = log.kept_columns(cut.split.parts[i])
+                rows = rows.append_column("score", pa.array(scores, pa.float32()))
                 with written_aside(files[i]) as path:
-                    _write(pd.DataFrame(rows), path, format_)
+                    _write(rows, path, format_)
         for path in set(aside.iterdir()) - set(files):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -138,11 +140,11 @@ def _progress(left, parts):
     )
 
 
-def _write(frame, path, format_):
+def _write(rows, path, format_):
     if format_ == "csv":
-        frame.to_csv(path, index=False)
+        rows.to_pandas().to_csv(path, index=False)
     else:
-        frame.to_parquet(path, index=False)
+        parquet.write_table(rows, path)
 
 
 class _Scorer:
@@ -160,6 +162,8 @@ class _Scorer:
         self._batch_size = batch_size
 
     def __call__(self, serialized):
+        if not serialized:  # all users of the part have behaviors only
+            return np.zeros(0, np.float32)
         # All batches are of one size, so that they are compiled once.
         padding = [padding_record(self._schema)] * (-len(serialized) % self._batch_size)
         batches = (
@@ -217,6 +221,11 @@ class _LogToScore(log_builder.LogBuilder):
         return {"log": (0, 2**63 - 1)}
 
     @property
+    def seen_until(self):
+        """See `LogBuilder.seen_until`. All of the log is looked through for unknown values."""
+        return 2**63 - 1
+
+    @property
     def targets(self):
         """See `RequestBuilder.targets`. Records always have a label; here it means nothing."""
         return (LABEL,)
@@ -236,11 +245,12 @@ class _LogToScore(log_builder.LogBuilder):
             part: dict of `pathlib.Path`. As `impressions.Encoder` takes it.
 
         Returns:
-            dict of arrays by name.
+            `pyarrow.Table`.
         """
-        columns = tables.read(part["impressions"])
-        names = [name for name in columns if name.startswith(_KEPT)]
-        return {name.removeprefix(_KEPT): columns[name] for name in names}
+        names = parquet.read_schema(part["impressions"]).names
+        kept = [name for name in names if name.startswith(_KEPT)]
+        rows = parquet.read_table(part["impressions"], columns=kept)
+        return rows.rename_columns([name.removeprefix(_KEPT) for name in kept])
 
     def _kept_values(self, loaded):
         events, key = self._spec.impressions, self._key("impressions")

@@ -39,13 +39,13 @@ def row_maps(source, target):
 
 
 def unknown_values(maps):
-    """What of the values has no row of its own any more.
+    """Counts the data's values that the model has no row for.
 
     Args:
         maps: dict. What `row_maps` returned.
 
     Returns:
-        str of one line, or `None` if all have.
+        str of one line, or `None` if it has a row for each.
     """
     counts = {name: np.sum(rows == OUT_OF_VOCABULARY) - 1 for name, rows in maps.items()}
     parts = [

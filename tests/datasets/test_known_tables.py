@@ -129,6 +129,29 @@ def test_forgotten_values_give_their_rows_away(known, second):
     assert items(second(like=known, grow=True, forget=6, **MAY_7)) == [1, 2, 3, 5, 6]
 
 
+def test_what_was_seen_is_taken_down_without_growth(known, second):
+    days = Vocabulary.load(Schema.load(second(like=known, **MAY_7)), "item").last_seen
+    assert [str(np.datetime64(int(day), "D"))[-2:] for day in days] == ["07", "02", "07"]
+
+
+def test_only_values_of_the_last_tier_are_forgotten():
+    """Rows 2 and 3 are of popular values; of the others, 4 was not seen for longest."""
+    known = Vocabulary(
+        "item", "int64", [7, 8, 9, 6], tiers=(4,), last_seen=np.array([1, 2, 30, 20])
+    )
+    grown, new, taken = known.grown([5, 4], [2, 1], [40, 40], forget_before=35)
+    assert (grown.values.tolist(), new, taken) == ([7, 8, 4, 5], 2, 2)
+    assert grown.last_seen.tolist() == [1, 2, 40, 40]
+
+
+def test_of_an_older_vocabulary_nothing_is_forgotten_at_once():
+    known = Vocabulary("item", "int64", [7, 8])
+    with pytest.raises(ValueError, match="last seen, which older versions have not written"):
+        known.grown([5], [1], [40], forget_before=35)
+    grown, *_ = known.grown([5], [1], [40])
+    assert grown.last_seen.tolist() == [40, 40, 40]
+
+
 def test_a_day_has_the_behaviors_before_it(known, second):
     directory = second(like=known, grow=True, **MAY_7)
     batch = next(RequestData(directory).batches("train").as_numpy_iterator())

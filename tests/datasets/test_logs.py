@@ -316,6 +316,10 @@ def test_which_labels_are_positive(prepared, directory, digests):
     of_ratings = prepared(spec, files, preparation=ANY_ROWS)
     report = PreparedDirectory(of_ratings).report["sources"]["impressions"]
     assert report["dropped"]["no value of clicked"]["rows"] == 1
+    never = prepared(changed(impressions__positive=["4.0"]), files, preparation=ANY_ROWS)
+    warnings, others = (PreparedDirectory(d).report["warnings"] for d in (never, of_ratings))
+    (warning,) = set(warnings) - set(others)
+    assert warning.startswith("clicked is in no row one of its positive values, '4.0': it is, for")
     one, other = digests(directory), digests(of_ratings)
     assert one.pop("report.json") != other.pop("report.json")
     assert one == other

@@ -56,6 +56,29 @@ def test_a_run_goes_on_with_as_many_machines_as_it_had(schema, tmp_path):
         directory.claim({"seed": 1}, {"workers": 2}, schema)
 
 
+def test_an_older_run_had_none_of_the_newer_flags(schema, tmp_path):
+    schema = dataclasses.replace(schema, directory=str(tmp_path / "data"))
+    (tmp_path / "data").mkdir()
+    write_vocabularies(tmp_path / "data")
+    (tmp_path / "run").mkdir()
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim({"seed": 0}, {}, schema)
+    directory.claim({"seed": 0, "positive_weight": 1.0, "warm_start": ""}, {}, schema)
+    (tmp_path / "run" / "flags.json").write_text('{"seed": 0}')
+    with pytest.raises(ValueError, match=r"Received: --positive_weight=5.0 \(was 1.0\)"):
+        directory.claim({"seed": 0, "positive_weight": 5.0}, {}, schema)
+    assert directory.correction is None
+
+
+@pytest.mark.parametrize("changes", [{"weighted": True}, {"labels": ["bought"]}])
+def test_weights_and_labels_make_other_data(changes, prepared):
+    run, data = prepared("run"), prepared("data", **changes)
+    (name,) = changes
+    for pair in ((run, data), (data, run)):
+        with pytest.raises(ValueError, match=f"they differ in {name}"):
+            check_same_data(*pair)
+
+
 def test_a_model_that_cannot_be_read_says_which_version_wrote_it(tmp_path):
     directory = RunDirectory(tmp_path)
     (tmp_path / "model.keras").write_text("no model")

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 from tfrec_diffusion.datasets import vocabularies
 from tfrec_diffusion.schema import FIRST_INDEX, Schema
 
@@ -57,7 +59,9 @@ class KnownTables:
                 of_model = self.schema.table(name)
                 buckets = of_model.rows - FIRST_INDEX if table.kind == "hash" else table.buckets
                 ours = (table.kind, table.dtype, table.width, table.buckets)
-                if ours != (of_model.kind, of_model.dtype, of_model.width, buckets):
+                theirs = (of_model.kind, of_model.dtype, of_model.width, buckets)
+                boundaries = tuple(np.float32(table.boundaries).tolist())
+                if ours != theirs or boundaries not in ((), of_model.boundaries):
                     differing.append(f"table {name!r}")
         if differing:
             raise ValueError(
@@ -95,4 +99,5 @@ class KnownTables:
         if self._growth.grow:
             report = {"new": new, "in rows of forgotten values": taken, "all": len(grown.values)}
             return grown, report if new else {}
+        known.see(seen.values, seen.last)
         return known, {"without a row": new} if new else {}

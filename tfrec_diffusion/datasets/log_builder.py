@@ -88,6 +88,11 @@ class LogBuilder(requests.RequestBuilder):
         return self._spec.schema_features
 
     @property
+    def seen_until(self):
+        """int. Up to where vocabularies look, in nanoseconds since 1970."""
+        return self._spec.train_until
+
+    @property
     def targets(self):
         """See `RequestBuilder.targets`."""
         return self._spec.targets
@@ -312,6 +317,15 @@ class LogBuilder(requests.RequestBuilder):
         column = tables.column(label.column)
         if label.positive:
             database.drop(name, f"coalesce({column}, '') = ''", f"no value of {label.column}")
+            positive = ", ".join(map(tables.literal, label.positive))
+            ((rows, some),) = database.execute(
+                f"SELECT count(*) FILTER ({column} IN ({positive})), min({column}) FROM {name}"
+            )
+            if some is not None and not rows:
+                self.report.warn(
+                    f"{label.column} is in no row one of its positive values, {positive}: it is, "
+                    f"for example, {some!r}"
+                )
         else:
             wrong = f"NOT coalesce({column} IN (0, 1), false)"
             database.drop(name, wrong, f"{label.column} neither 0 nor 1")
@@ -497,7 +511,7 @@ class LogBuilder(requests.RequestBuilder):
         since = 0 if column.of_behaviors else self._spec.train_from
         seen = (
             f"SELECT {value} AS value, time FROM {source}_by_user "
-            f"WHERE time >= {since} AND time < {self._spec.train_until}"
+            f"WHERE time >= {since} AND time < {self.seen_until}"
         )
         return f"SELECT * FROM ({seen}) WHERE value <> {tables.MISSING[base]}" if base else seen
 

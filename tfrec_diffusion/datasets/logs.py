@@ -32,9 +32,8 @@ class Logs(log_builder.LogBuilder):
         validation_until: str or `None`. In the place of the spec's. Defaults to `None`.
         test_until: str or `None`. In the place of the spec's. Defaults to `None`.
         like: str, `pathlib.Path` or `None`. Directory of a trained model's run, by whose
-            vocabularies, boundaries and means values are encoded; splits without impressions are
-            left out then, too. If `None`, they are made from what training sees. Defaults to
-            `None`.
+            vocabularies, boundaries and means values are encoded. Splits without impressions are
+            left out. If `None`, they are made from what training sees. Defaults to `None`.
         grow: bool. Whether values that the model does not know get rows, after those that it has,
             if training sees them `min_count` times. Defaults to `False`.
         forget: int or `None`. Days after which a value that was not seen may lose its row to a new
@@ -70,6 +69,7 @@ class Logs(log_builder.LogBuilder):
         self.grow, self.forget = grow, forget
         known = None
         if like:
+            like = str(like)  # a number on the command line
             known = known_tables.KnownTables(like, known_tables.Growth(grow, forget))
             known.check(loaded)
             if history_length is None:

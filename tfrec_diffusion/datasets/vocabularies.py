@@ -97,11 +97,27 @@ class Vocabulary:
         tiers = tuple((schema.FIRST_INDEX + 1 + starts).tolist())
         return cls(name, dtype, values[order], tiers, None if last_seen is None else days[order])
 
+    def see(self, values, last_seen):
+        """Takes down when values were seen again.
+
+        Args:
+            values: array of shape (n,). Distinct raw values.
+            last_seen: int array of shape (n,). On which day last, in days since 1970. If it is not
+                known when the vocabulary's own values were seen, they count as seen on the last of
+                these days.
+        """
+        days = pd.Series(np.asarray(last_seen, np.int32), index=_as_array(values, self.dtype))
+        before = self.last_seen
+        if before is None:
+            before = np.full(len(self.values), days.max() if len(days) else 0)
+        again = days.reindex(self.values, fill_value=0).to_numpy()
+        self.last_seen = np.maximum(before, again).astype(np.int32)
+
     def grown(self, values, counts, last_seen, *, min_count=1, forget_before=None):
         """With what training has seen since; values that are there keep their rows.
 
-        New values come after the old ones, or in the place of those that are forgotten, and belong
-        to the last tier of popularity.
+        New values come after the old ones, or in the place of those that are forgotten, all in the
+        last tier of popularity, where values are forgotten only.
 
         Args:
             values: array of shape (n,). Distinct raw values that training has seen since.
@@ -124,11 +140,12 @@ class Vocabulary:
                 "versions have not written: train a model on data of this version first"
             )
         days = pd.Series(np.asarray(last_seen, np.int32), index=_as_array(values, self.dtype))
-        before = 0 if self.last_seen is None else self.last_seen
-        seen = np.maximum(before, days.reindex(self.values, fill_value=0).to_numpy())
+        self.see(values, last_seen)
+        seen = self.last_seen
         fresh = self.from_counts(self.name, self.dtype, values, counts, min_count=min_count).values
         new = fresh[self._index.get_indexer(fresh) < 0]
         oldest = np.argsort(seen, kind="stable")
+        oldest = oldest[oldest + schema.FIRST_INDEX >= max(self.tiers, default=0)]
         forgotten = oldest[seen[oldest] < (forget_before or 0)][: len(new)]
         listed = np.concatenate([self.values, new[len(forgotten) :]])
         seen = np.concatenate([seen, days[new[len(forgotten) :]].to_numpy()]).astype(np.int32)

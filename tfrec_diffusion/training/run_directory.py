@@ -1,6 +1,7 @@
 """What a training run leaves in its directory, and what may go on from there."""
 
 import json
+import os
 import pathlib
 import shutil
 from typing import NamedTuple
@@ -15,6 +16,18 @@ from tfrec_diffusion.input_pipeline import RequestData
 from tfrec_diffusion.prepared_directory import find_prepared
 from tfrec_diffusion.schema import Schema
 
+# What flags were before there were such flags, which older runs do not have.
+_BEFORE = {
+    "label": "",
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "table_decay": 0.0,
+    "positive_weight": 1.0,
+    "warm_start": "",
+    "warm_start_optimizer": False,
+    "best_by": "auc",
+    "patience": 0,
+}
 _FLAGS_FILE = "flags.json"
 _METRICS_FILE = "metrics.json"
 _MODEL_FILE = "model.keras"
@@ -43,8 +56,9 @@ class RunDirectory:
 
     It holds `flags.json`, what the result depends on; `schema.json` and `vocabularies/`, so that
     the model can be exported when the data set is gone; `checkpoints/` to resume from;
-    `validation.json`, the metrics of each epoch; `model.keras` of the epoch with the best
-    validation AUC, or log loss if the split has one class only; `tensorboard/`; and, when the run
+    `validation.json`, the metrics of each epoch; `model.keras` of the epoch that is best by the
+    metric of validation that the run goes by (`metrics.best`), or of the last one without a
+    validation split; `tensorboard/`; and, when the run
     has ended, `predictions.<split>.npz` of every split but `train`, and `metrics.json`.
 
     Args:
@@ -118,9 +132,10 @@ class RunDirectory:
             )
         before = self.flags
         changed = [
-            f"{'--' if name in flags else ''}{name}={value} (was {before[name]})"
+            f"{'--' if name in flags else ''}{name}={value} "
+            f"(was {before.get(name, _BEFORE.get(name))})"
             for name, value in {**flags, **layout}.items()
-            if name != "epochs" and before.get(name, value) != value
+            if name != "epochs" and before.get(name, _BEFORE.get(name, value)) != value
         ]
         if changed:
             raise ValueError(
@@ -274,11 +289,11 @@ class RunDirectory:
                 f"{error}"
             ) from error
 
-    def check_own_data(self, data_dir, table_dtype="float32"):
+    def check_own_data(self, data, table_dtype="float32"):
         """Checks that what is predicted is a result of the run: of its data, with its tables.
 
         Args:
-            data_dir: str or `None`. Directory of prepared data sets. If `None`, that of the run.
+            data: `RequestData`, as `load_run` returns it.
             table_dtype: str. Dtype of the tables. Defaults to `"float32"`.
 
         Raises:
@@ -287,10 +302,11 @@ class RunDirectory:
         if table_dtype != "float32":
             raise ValueError(f"{self.path} keeps predictions of --table_dtype=float32 only")
         trained = self.flags["data_dir"]
-        if data_dir and pathlib.Path(data_dir).absolute() != pathlib.Path(trained):
+        parents = pathlib.Path(os.path.abspath(data.directory)).parents
+        if data.row_maps or pathlib.Path(trained) not in parents:
             raise ValueError(
                 f"{self.path} keeps predictions of the data that it was trained on, in {trained}. "
-                f"Received: --data_dir={data_dir}"
+                f"Received: {data.directory}"
             )
 
     def load_run(self, data_dir=None):
@@ -326,8 +342,8 @@ def check_same_data(of_model, of_data):
     Raises:
         ValueError: If the schemas or vocabularies differ.
     """
-    config = of_data.get_config()
-    differing = [name for name, value in of_model.get_config().items() if value != config[name]]
+    one, other = of_model.get_config(), of_data.get_config()
+    differing = [name for name in {**one, **other} if one.get(name) != other.get(name)]
     if not differing and of_model.digest() != of_data.digest():
         differing = ["vocabularies"]
     if differing:

@@ -93,7 +93,10 @@ def _train(options, model_arguments, find_data, directory):
         layout["epochs of the schedule"] = options.epochs
     if options.warm_start:
         flags["warm_start"] = os.path.abspath(options.warm_start)
-        layout |= _start_warm(options, model, data, machines, directory)
+        if_all_may(
+            machines,
+            lambda: layout.update(_start_warm(options, model, data, machines, directory)),
+        )
     claim = (flags, layout, data.schema)
     with contextlib.ExitStack() as claimed:
 

@@ -134,7 +134,10 @@ def _load(layer, trained, rows):
 
 
 def _moved(new, old, rows):
-    """Rows of an array where their values are now; those of new values stay as in `new`."""
+    """Rows of an array where their values are now; those of new values stay as in `new`.
+
+    `rows[i]` is where the value of the new row i was.
+    """
     if rows is None:
         return old
     known = rows != OUT_OF_VOCABULARY
