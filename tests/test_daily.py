@@ -27,18 +27,18 @@ FLAGS = """\
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """`start(day, state)`: a process of the script, in a session of its own."""
+    """`start(day, state, raw)`: a process of the script, in a session of its own."""
     raw = tmp_path_factory.mktemp("raw") / "shop"
     write_day(raw, 0)
     (raw / "train.flags").write_text(FLAGS)
 
-    def started(day, state):
+    def started(day, state, raw_dir=raw):
         environment = {
             **os.environ,
             "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(SCRIPT.parents[1]),
             "DAILY": str(state),
-            "RAW": str(raw),
+            "RAW": str(raw_dir),
             "SPEC": str(raw / "shop.json"),
             "FLAGS": str(raw / "train.flags"),
         }
@@ -112,9 +112,9 @@ def test_a_day_ends_in_the_same_export_whatever_kills_it(start, first_day, tmp_p
 def test_what_fails_is_named(start, first_day, tmp_path):
     state = tmp_path / "daily"
     shutil.copytree(first_day, state)
-    process = start("2024-05-20", state)
+    process = start("2024-05-03", state, tmp_path / "nothing")
     output, _ = process.communicate()
     assert process.returncode != 0
-    assert "no split of logs got a request" in output
-    assert "daily.sh: 2024-05-20 failed at: prepare" in output
+    assert "must hold a file 'impressions.csv'" in output
+    assert "daily.sh: 2024-05-03 failed at: prepare" in output
     assert (state / "current").read_text() == "2024-05-02\n"

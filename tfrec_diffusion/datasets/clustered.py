@@ -195,7 +195,9 @@ def _history_embeddings(model_dir, schema):
     directory = RunDirectory(model_dir)
     model, trained = directory.load_model(), directory.schema
     # Rows mean the same if the model was trained on shorter histories.
-    check_same_data(trained, dataclasses.replace(schema, history_length=trained.history_length))
+    # Embeddings depend on none of these.
+    others = {name: getattr(trained, name) for name in ("history_length", "labels", "weighted")}
+    check_same_data(trained, dataclasses.replace(schema, **others))
     for feature in schema.group("history"):
         if schema.input_dtype(feature) != "int32" or schema.entry_shape(feature):
             raise ValueError(
