@@ -68,7 +68,7 @@ def train(values):
     flags.DEFINE_integer("epochs", 1, "passes over the training split", 1, flag_values=values)
     flags.DEFINE_float("learning_rate", 1e-3, "of Adam", 0.0, flag_values=values)
     flags.DEFINE_enum(
-        "schedule", "constant", ("constant", "linear", "cosine"),
+        "schedule", "constant", names.SCHEDULES,
         "whether the learning rate stays, or falls to 0 over all epochs", flag_values=values,
     )  # fmt: skip
     flags.DEFINE_integer(

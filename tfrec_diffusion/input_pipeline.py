@@ -318,9 +318,9 @@ class RequestData:
             label, weight, group_id). `features` is a dict of int32 and float32 tensors as in
             `Schema.keras_inputs`. `label` and `weight` are float32 tensors of shape (batch,
             candidates); the weight is 0 where a candidate is padding, and 1 elsewhere unless the
-            data set has weights. `group_id` is an int64 tensor
-            of shape (batch,). XLA compiles a model once for each number of candidates, so batches
-            are padded to few numbers: beyond 8, four from one power of two to the next.
+            data set has weights. `group_id` is an int64 tensor of shape (batch,). XLA compiles a
+            model once for each number of candidates, so batches are padded to few numbers: beyond
+            8, four from one power of two to the next.
 
         Raises:
             FileNotFoundError: If a file is missing.

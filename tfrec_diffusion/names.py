@@ -36,7 +36,10 @@ STRATEGIES = ("one", "mirrored", "multi_worker", "parameter_server")
 # `--group_by`: see `datasets.preparation.Preparation`.
 GROUPINGS = ("impression", "request")
 
-# `--table_dtype`: see `layers.embedding.TableEmbedding.compress`.
+# `--schedule`: see `optimizers.Schedule`.
+SCHEDULES = ("constant", "linear", "cosine")
+
+# `--table_dtype`, behind that of training: see `layers.embedding.TableEmbedding.compress`.
 TABLE_DTYPES = ("float32", "bfloat16", "int8")
 
 # `--calibrate`: see `calibration.fit`.

@@ -5,6 +5,8 @@ import math
 import keras
 import tensorflow as tf
 
+from tfrec_diffusion.names import SCHEDULES
+
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")
 class LazyAdam(keras.optimizers.Adam):
@@ -136,9 +138,6 @@ class LazyAdam(keras.optimizers.Adam):
         new = old + (value - old) * (1 - beta)
         self.assign(moment, tf.IndexedSlices(new, rows))
         return new
-
-
-SCHEDULES = ("constant", "linear", "cosine")
 
 
 @keras.saving.register_keras_serializable(package="tfrec_diffusion")

@@ -81,14 +81,14 @@ def predict(run, spec, *, raw_dir, output, preparation, batch_size=256, format_=
         log = _LogToScore(run, spec, raw_dir, aside, preparation.max_bad_rows)
         description = {
             "model": str(run.path),
-            "model_digest": hashlib.sha256(run.model_file.read_bytes()).hexdigest()[:16],
+            "model_digest": _digest(run.model_file),
             "spec": log.spec,
             "files": log.files(),
             "group_by": preparation.group_by,
             "format": format_,
         }
         cut = _cut(log, aside, description)
-        score = _Scorer(run.load_model(), cut.schema, batch_size)
+        score = _Scorer(run.load_model(), run.correction, cut.schema, batch_size)
         files = [aside / f"part-{i:05}.{format_}" for i in range(len(cut.split.parts))]
         left = [i for i, path in enumerate(files) if not path.exists()]
         split = cut.split._replace(parts=[cut.split.parts[i] for i in left])
@@ -97,8 +97,6 @@ def predict(run, spec, *, raw_dir, output, preparation, batch_size=256, format_=
             encoded = processes.records_of_parts("log", split, encode, collections.Counter())
             for i, part in zip(_progress(left, len(files)), encoded, strict=True):
                 scores = score([record for _, record in part])
-                if run.correction:
-                    scores = run.correction(scores).astype(np.float32)
                 rows = log.kept_columns(cut.split.parts[i])
                 rows = rows.append_column("score", pa.array(scores, pa.float32()))
                 with written_aside(files[i]) as path:
@@ -134,6 +132,11 @@ def _cut(log, aside, description):
     return cut
 
 
+def _digest(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 def _progress(left, parts):
     return tfds.core.utils.tqdm(
         left, desc="Scoring", unit=" parts", leave=False, initial=parts - len(left), total=parts
@@ -152,12 +155,15 @@ class _Scorer:
 
     Args:
         model: `RankingModel`.
+        correction: `Calibration` or `None`. What is made of the model's probabilities. If `None`,
+            nothing.
         schema: `Schema` of the records.
         batch_size: int. Records of a batch.
     """
 
-    def __init__(self, model, schema, batch_size):
+    def __init__(self, model, correction, schema, batch_size):
         self._model = model
+        self._correction = correction
         self._schema = schema
         self._batch_size = batch_size
 
@@ -176,7 +182,8 @@ class _Scorer:
             self._model.inference_function(features).numpy()[real.numpy() > 0]
             for features, _, real, _ in batches
         ]
-        return np.concatenate(scores)
+        scores = np.concatenate(scores)
+        return self._correction(scores).astype(np.float32) if self._correction else scores
 
 
 class _LogToScore(log_builder.LogBuilder):
@@ -218,17 +225,12 @@ class _LogToScore(log_builder.LogBuilder):
     @property
     def spans(self):
         """See `LogBuilder.spans`."""
-        return {"log": (0, 2**63 - 1)}
+        return {"log": (0, self.seen_until)}
 
     @property
     def seen_until(self):
         """See `LogBuilder.seen_until`. All of the log is looked through for unknown values."""
-        return 2**63 - 1
-
-    @property
-    def targets(self):
-        """See `RequestBuilder.targets`. Records always have a label; here it means nothing."""
-        return (LABEL,)
+        return logs_spec.LAST_TIME
 
     def files(self):
         """Size and time of each of the log's files, by path."""
@@ -258,4 +260,5 @@ class _LogToScore(log_builder.LogBuilder):
         if events.request:
             kept[events.request] = f"coalesce(e.{tables.column(events.request)}::VARCHAR, '')"
         kept[key.column] = self._value(key, loaded)
+        # Records always have a label; here it means nothing.
         return {LABEL: "0::FLOAT", **{_KEPT + name: value for name, value in kept.items()}}

@@ -1,10 +1,12 @@
 """Processes that a command starts: what they write and share, and how they end with it."""
 
 import contextlib
+import datetime
 import os
 import signal
 import subprocess
 import tempfile
+import time
 
 _STDERR = "stderr.log"
 
@@ -36,6 +38,22 @@ def last_words(directory, number):
         list of str.
     """
     return (directory / _STDERR).read_text(errors="replace").splitlines()[-number:]
+
+
+def time_left(begun, before, done, total):
+    """How long the rest takes if it goes on as fast as so far.
+
+    Args:
+        begun: float. `time.monotonic()` at the beginning.
+        before: int. What was done then.
+        done: int. What is done now, which is more.
+        total: int. What is to be done.
+
+    Returns:
+        `datetime.timedelta` of whole seconds.
+    """
+    seconds = (time.monotonic() - begun) * (total - done) / (done - before)
+    return datetime.timedelta(seconds=round(seconds))
 
 
 @contextlib.contextmanager

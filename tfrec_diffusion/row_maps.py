@@ -1,12 +1,11 @@
 """Rows of the tables of one data set as those of another, by the raw values that they stand for."""
 
 import dataclasses
-import pathlib
 
 import numpy as np
 import pandas as pd
 
-from tfrec_diffusion.schema import FIRST_INDEX, OUT_OF_VOCABULARY
+from tfrec_diffusion.schema import FIRST_INDEX, OUT_OF_VOCABULARY, differing_features
 
 
 def row_maps(source, target):
@@ -29,7 +28,7 @@ def row_maps(source, target):
     for table in source.tables:
         if table.kind != "vocabulary":
             continue
-        values, known = (_values(schema, table.name) for schema in (source, target))
+        values, known = (schema.vocabulary_values(table.name) for schema in (source, target))
         if values == known:
             continue
         # Of an unknown value the position is -1, which lands on the row before the first one.
@@ -38,8 +37,21 @@ def row_maps(source, target):
     return maps
 
 
+def count_unknown(maps):
+    """Counts the values that the target has no row for.
+
+    Args:
+        maps: dict. What `row_maps` returned.
+
+    Returns:
+        dict of int by table.
+    """
+    # Row 1 stays what it is.
+    return {name: int(np.sum(rows == OUT_OF_VOCABULARY)) - 1 for name, rows in maps.items()}
+
+
 def unknown_values(maps):
-    """Counts the data's values that the model has no row for.
+    """Says how many of the data's values the model has no row for.
 
     Args:
         maps: dict. What `row_maps` returned.
@@ -47,22 +59,16 @@ def unknown_values(maps):
     Returns:
         str of one line, or `None` if it has a row for each.
     """
-    counts = {name: np.sum(rows == OUT_OF_VOCABULARY) - 1 for name, rows in maps.items()}
     parts = [
         f"{name} {count:,} of {len(maps[name]) - FIRST_INDEX:,}"
-        for name, count in counts.items()
+        for name, count in count_unknown(maps).items()
         if count
     ]
     return f"values that training has not seen: {', '.join(parts)}" if parts else None
 
 
 def _check_alike(source, target):
-    features, of_target = ({f.name: f for f in schema.features} for schema in (source, target))
-    differing = [
-        f"feature {name!r}"
-        for name in {**features, **of_target}
-        if features.get(name) != of_target.get(name)
-    ]
+    differing = differing_features(source.features, target.features)
     if not differing:
         differing = [
             f"table {table.name!r}"
@@ -84,8 +90,3 @@ def _meaning(table):
     if table.kind == "vocabulary":
         same |= {"rows": FIRST_INDEX, "tiers": ()}
     return dataclasses.replace(table, **same)
-
-
-def _values(schema, table):
-    path = pathlib.Path(schema.vocabulary_path(schema.table(table)))
-    return path.read_bytes().decode().split("\n")[:-1]

@@ -27,7 +27,8 @@ _RAW_DTYPES = {
     "number": ("float32",),
     "vector": ("float32",),
 }
-_NUMERIC = ("number", "vector")
+# Kinds of tables whose values are numbers that are not looked up.
+NUMERIC = ("number", "vector")
 _MISSING = {"int64": -1, "string": "", "float32": math.nan}
 
 
@@ -132,7 +133,7 @@ class Table:
     @property
     def is_numeric(self):
         """bool. Whether its values are numbers that are not looked up."""
-        return self.kind in _NUMERIC
+        return self.kind in NUMERIC
 
     @property
     def missing(self):
@@ -329,8 +330,7 @@ class Schema:
         """tuple of str. Entries of a record with a number for each candidate that is no feature:
         the labels, the first one first, and the weight if there are weights.
         """
-        labels = map(label_key, ("", *self.labels))
-        return (*labels, WEIGHT) if self.weighted else tuple(labels)
+        return targets(self.labels, self.weighted)
 
     @property
     def candidate_key(self):
@@ -569,6 +569,18 @@ class Schema:
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is not a schema: {error}") from error
 
+    def vocabulary_values(self, name):
+        """All raw values of a vocabulary, which must fit into memory.
+
+        Args:
+            name: str. Name of a table of the kind `"vocabulary"`.
+
+        Returns:
+            list of str, from row 2 on.
+        """
+        path = pathlib.Path(self.vocabulary_path(self.table(name)))
+        return path.read_bytes().decode().split("\n")[:-1]
+
     def vocabulary_path(self, table):
         """Path of a table's vocabulary file, with one raw value per line from row 2 on.
 
@@ -579,6 +591,34 @@ class Schema:
             str.
         """
         return vocabulary_path(self.directory, table.name)
+
+
+def targets(labels, weighted):
+    """See `Schema.targets`.
+
+    Args:
+        labels: iterable of str. As in `Schema`.
+        weighted: bool. As in `Schema`.
+
+    Returns:
+        tuple of str.
+    """
+    keys = map(label_key, ("", *labels))
+    return (*keys, WEIGHT) if weighted else tuple(keys)
+
+
+def differing_features(one, other):
+    """What two sequences of features do not have in common, whatever their order.
+
+    Args:
+        one: sequence of `Feature`s.
+        other: sequence of `Feature`s.
+
+    Returns:
+        list of str, such as `"feature 'price'"`.
+    """
+    one, other = ({feature.name: feature for feature in features} for features in (one, other))
+    return [f"feature {name!r}" for name in {**one, **other} if one.get(name) != other.get(name)]
 
 
 def label_key(name):

@@ -1,8 +1,6 @@
 """A trained model meets the next day's log: measured on it, and trained on with it."""
 
-import copy
 import dataclasses
-import functools
 import json
 
 import keras
@@ -11,6 +9,7 @@ import pytest
 from commands import run
 from days import SPEC, arguments, prepared, write_day
 from small_models import SMALL, perturb, write_vocabularies
+from small_specs import changed
 
 from tfrec_diffusion import models
 from tfrec_diffusion.datasets.preparation import prepare
@@ -279,12 +278,8 @@ def test_other_means_are_refused(monday, tmp_path):
     ],
 )  # fmt: skip
 def test_data_that_mean_something_else_are_refused(days, tmp_path, changes, message):
-    spec = copy.deepcopy(SPEC)
-    for path, value in changes.items():
-        *parents, key = path.split("__")
-        functools.reduce(dict.__getitem__, parents, spec)[key] = value
     raw_dir = days / "monday"
-    (tmp_path / "shop.json").write_text(json.dumps(spec))
+    (tmp_path / "shop.json").write_text(json.dumps(changed(SPEC, **changes)))
     other = prepare("logs", raw_dir=raw_dir, data_dir=tmp_path, spec=tmp_path / "shop.json")
     schemas = Schema.load(other), Schema.load(prepared(days, "monday"))
     if message is None:  # only values differ

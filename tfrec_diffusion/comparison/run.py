@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 import re
@@ -62,9 +61,7 @@ class Run:
     @property
     def metrics(self):
         """dict of `metrics.json`, or `None` unless it was trained to the end with these flags."""
-        file = RunDirectory(self.directory).metrics_file
-        metrics = _parsed(file.read_text()) if file.exists() else None
-        return metrics if metrics and metrics["command"][1:] == self.flags else None
+        return RunDirectory(self.directory).metrics_of(self.flags)
 
     @property
     def is_finished(self):
@@ -86,7 +83,6 @@ class Run:
 
 # A report of many tables asks for the same runs thousands of times.
 _words = functools.cache(shlex.split)
-_parsed = functools.cache(json.loads)
 
 
 def file_name(text):

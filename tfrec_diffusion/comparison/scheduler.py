@@ -1,6 +1,5 @@
 """Runs what a comparison needs, several processes at a time, and stops them on Ctrl-C."""
 
-import datetime
 import shlex
 import time
 
@@ -39,8 +38,7 @@ def work(entries, jobs, report):
             report()
             done, total = count(entries), sum(entry.num_runs for entry in entries)
             if done > before:
-                seconds = (time.monotonic() - begun) * (total - done) / (done - before)
-                left = datetime.timedelta(seconds=round(seconds))
+                left = processes.time_left(begun, before, done, total)
                 print(f"{done} of {total} runs; {left} to go, as fast as so far", flush=True)
 
 

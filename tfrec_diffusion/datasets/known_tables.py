@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfrec_diffusion.datasets import vocabularies
-from tfrec_diffusion.schema import FIRST_INDEX, Schema
+from tfrec_diffusion.schema import FIRST_INDEX, Schema, differing_features
 
 
 class Growth(NamedTuple):
@@ -49,14 +49,10 @@ class KnownTables:
         Raises:
             ValueError: If it does not.
         """
-        found = {feature.name: feature for feature in spec.schema_features}
-        known = {feature.name: feature for feature in self.schema.features}
-        differing = [
-            f"feature {name!r}" for name in {**known, **found} if known.get(name) != found.get(name)
-        ]
+        differing = differing_features(self.schema.features, spec.schema_features)
+        known = {table.name: table for table in self.schema.tables}
         for name, table in spec.tables.items():
-            if not differing or name in {f.table for f in self.schema.features}:
-                of_model = self.schema.table(name)
+            if of_model := known.get(name):
                 buckets = of_model.rows - FIRST_INDEX if table.kind == "hash" else table.buckets
                 ours = (table.kind, table.dtype, table.width, table.buckets)
                 theirs = (of_model.kind, of_model.dtype, of_model.width, buckets)
@@ -99,5 +95,5 @@ class KnownTables:
         if self._growth.grow:
             report = {"new": new, "in rows of forgotten values": taken, "all": len(grown.values)}
             return grown, report if new else {}
-        known.see(seen.values, seen.last)
+        known.last_seen = grown.last_seen[: len(known.values)]
         return known, {"without a row": new} if new else {}

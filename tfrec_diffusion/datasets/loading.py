@@ -131,8 +131,7 @@ class Loader:
                 if name in self._options.times and found[name] == "VARCHAR":
                     found[name] = self._type_of_times(self._first_value(path, names, name))
                     continue
-                check = (sql_lists if sql_lists.value_type(kind) else sql_values).check_type
-                check(path, name, found[name], kind)
+                sql_lists.check_type(path, name, found[name], kind)
             return _Input(path, None, names, tuple(found.values()))
         header, format_ = self._options.header, self._options.format
         names = tuple(header or csv_files.header(path, format_))

@@ -17,7 +17,6 @@ from tfrec_diffusion.datasets import (
     vocabularies,
 )
 
-_LARGEST_TIME = 2**63 - 1
 _DAY = 86400 * logs_spec.TIME_UNITS["s"]
 _LISTS_OF_NUMBERS = {"BIGINT[]": "integers of 64 bits", "FLOAT[]": "numbers"}
 _COMPUTED = "NULL::FLOAT"  # in place of a column that the encoder computes
@@ -290,7 +289,7 @@ class LogBuilder(requests.RequestBuilder):
             database.drop(name, f"{user} = -1", _MINUS_ONE.format(events.user))
         database.drop(name, f"{user} IS NULL OR {user} = {tables.MISSING[user_type]}", "no user")
         log_checks.drop_times_of_another_unit(database, name, events.time, loaded.unit, self._spec)
-        last = _LARGEST_TIME // logs_spec.TIME_UNITS[loaded.unit]
+        last = logs_spec.LAST_TIME // logs_spec.TIME_UNITS[loaded.unit]
         database.drop(
             name,
             f"NOT coalesce({time} BETWEEN 0 AND {last}, false)",
@@ -317,14 +316,14 @@ class LogBuilder(requests.RequestBuilder):
         column = tables.column(label.column)
         if label.positive:
             database.drop(name, f"coalesce({column}, '') = ''", f"no value of {label.column}")
-            positive = ", ".join(map(tables.literal, label.positive))
             ((rows, some),) = database.execute(
-                f"SELECT count(*) FILTER ({column} IN ({positive})), min({column}) FROM {name}"
+                f"SELECT count(*) FILTER ({column} IN ({_positive(label)})), min({column}) "
+                f"FROM {name}"
             )
             if some is not None and not rows:
                 self.report.warn(
-                    f"{label.column} is in no row one of its positive values, {positive}: it is, "
-                    f"for example, {some!r}"
+                    f"{label.column} is in no row one of its positive values, {_positive(label)}: "
+                    f"it is, for example, {some!r}"
                 )
         else:
             wrong = f"NOT coalesce({column} IN (0, 1), false)"
@@ -384,12 +383,11 @@ class LogBuilder(requests.RequestBuilder):
         if not base:
             return f"coalesce({column}, {tables.MISSING[kind]})"
         missing, width = tables.MISSING[base], self._spec.tables[feature.table].width
-        if width:
-            return f"coalesce({column}, {tables.all_missing(base, width)})"
-        values = f"[x FOR x IN {column} IF x <> {missing}]"
-        return (
-            f"list_resize(coalesce({values}[1:{feature.values}], []), {feature.values}, {missing})"
-        )
+        length = width or feature.values
+        values = f"[x FOR x IN {column} IF x <> {missing}][1:{length}]"
+        if width:  # it is there as a whole or not at all
+            values = f"{column}::{base}[]"
+        return f"list_resize(coalesce({values}, []), {length}, {missing})"
 
     def _sort(self, database, loaded, computed):
         """Makes the tables for `impressions.Encoder`, with users numbered 1, 2, .. in order."""
@@ -475,13 +473,13 @@ class LogBuilder(requests.RequestBuilder):
             return found
         if table.kind == "hash":
             return vocabularies.HashBuckets(name, table.dtype, table.buckets)
-        if table.boundaries:
-            return vocabularies.Boundaries(name, table.boundaries)
         if table.is_numeric:
             mean, variance = database.moments(seen)
             if table.width:
                 mean, variance = 0.0, variance + mean**2
             return vocabularies.Numbers(name, mean, math.sqrt(variance) or 1.0, table.width)
+        if table.boundaries:
+            return vocabularies.Boundaries(name, table.boundaries)
         if table.kind == "boundaries":
             values, counts, *_ = database.value_counts(seen)
             return vocabularies.Boundaries.from_counts(name, values, counts, buckets=table.buckets)
@@ -526,4 +524,8 @@ def _label(label):
     column = f"e.{tables.column(label.column)}"
     if not label.positive:
         return column
-    return f"({column} IN ({', '.join(map(tables.literal, label.positive))}))::FLOAT"
+    return f"({column} IN ({_positive(label)}))::FLOAT"
+
+
+def _positive(label):
+    return ", ".join(map(tables.literal, label.positive))

@@ -15,11 +15,21 @@ from tfrec_diffusion.datasets import csv_files, sql_values, vocabularies
 TIME_UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 # Columns of behaviors that are computed if no file has them.
 GAP, AGE = "minutes_since_previous", "minutes_before_impression"
-_KINDS_OF_NUMBERS = ("boundaries", "number", "vector")
+# End of a test that ends with the log, in nanoseconds since 1970.
+LAST_TIME = 2**63 - 1
+
+
+class _Files:
+    """What all tables have in common."""
+
+    @property
+    def format(self):
+        """`csv_files.Format` of the CSV files."""
+        return csv_files.Format(self.delimiter, self.quote)
 
 
 @dataclasses.dataclass(frozen=True)
-class Join:
+class Join(_Files):
     """A side table, joined to impressions or behaviors by a column that both have.
 
     Args:
@@ -35,11 +45,6 @@ class Join:
     delimiter: str = csv_files.COMMAS.delimiter
     quote: str = csv_files.COMMAS.quote
     comment: str = ""
-
-    @property
-    def format(self):
-        """`csv_files.Format` of the CSV files."""
-        return csv_files.Format(self.delimiter, self.quote)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Label:
 
 
 @dataclasses.dataclass(frozen=True)
-class Events:
+class Events(_Files):
     """The table of impressions or the table of behaviors.
 
     Args:
@@ -110,11 +115,6 @@ class Events:
     delimiter: str = csv_files.COMMAS.delimiter
     quote: str = csv_files.COMMAS.quote
     comment: str = ""
-
-    @property
-    def format(self):
-        """`csv_files.Format` of the CSV files."""
-        return csv_files.Format(self.delimiter, self.quote)
 
     @property
     def all_labels(self):
@@ -179,13 +179,13 @@ class Table:
     comment: str = ""
 
     def __post_init__(self):
-        if not self.dtype and self.kind in _KINDS_OF_NUMBERS:
+        if not self.dtype and (self.is_numeric or self.kind == "boundaries"):
             object.__setattr__(self, "dtype", "float32")
 
     @property
     def is_numeric(self):
         """bool. As that of `schema.Table`."""
-        return self.kind in ("number", "vector")
+        return self.kind in schema.NUMERIC
 
 
 @dataclasses.dataclass(frozen=True)
@@ -398,8 +398,7 @@ class Spec:
     @property
     def targets(self):
         """tuple of str. `Schema.targets`."""
-        labels = tuple(self.impressions.all_labels)
-        return (*labels, schema.WEIGHT) if self.impressions.weight else labels
+        return schema.targets(self.impressions.labels, bool(self.impressions.weight))
 
     @property
     def train_from(self):
@@ -437,7 +436,7 @@ class Spec:
     @property
     def test_until(self):
         """int. End of the test, in nanoseconds since 1970 UTC."""
-        return self._nanoseconds("test_until") if self.splits.test_until else 2**63 - 1
+        return self._nanoseconds("test_until") if self.splits.test_until else LAST_TIME
 
     def _nanoseconds(self, name):
         text = getattr(self.splits, name)

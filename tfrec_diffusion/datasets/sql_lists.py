@@ -28,18 +28,20 @@ def value_type(kind):
 
 
 def check_type(path, name, there, kind):
-    """Checks that a Parquet column can be read as a list.
+    """Checks that a Parquet column can be read as a type, which may be a list.
 
     Args:
         path: `pathlib.Path`. As in `sql_values.check_type`.
         name: str. As in `sql_values.check_type`.
         there: str. As in `sql_values.check_type`.
-        kind: str. SQL type of the list.
+        kind: str. As in `sql_values.check_type`, or a list of that.
 
     Raises:
         ValueError: If it cannot be read so.
     """
-    if there != "VARCHAR":
+    if not value_type(kind):
+        sql_values.check_type(path, name, there, kind)
+    elif there != "VARCHAR":
         if not value_type(there):
             raise ValueError(
                 f"{path}: column {name!r} must be a list, or text with separators. It is: {there}"

@@ -53,19 +53,6 @@ class Counts(NamedTuple):
     last: np.ndarray
 
 
-def all_missing(kind, length):
-    """SQL of a list in which every value is missing.
-
-    Args:
-        kind: str. SQL type of the values, one of `SQL_TYPES`.
-        length: int. How many there are.
-
-    Returns:
-        str.
-    """
-    return f"list_resize([]::{kind}[], {length}, {MISSING[kind]})"
-
-
 def find_files(root, pattern):
     """Finds the files that match a pattern.
 

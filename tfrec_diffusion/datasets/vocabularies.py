@@ -46,9 +46,8 @@ class Vocabulary:
             `Vocabulary`.
         """
         table = schema.table(name)
-        path = pathlib.Path(schema.vocabulary_path(table))
-        values = path.read_bytes().decode().split("\n")[:-1]
-        last_seen = path.with_suffix(_LAST_SEEN)
+        values = schema.vocabulary_values(name)
+        last_seen = pathlib.Path(schema.vocabulary_path(table)).with_suffix(_LAST_SEEN)
         return cls(
             name,
             table.dtype,
@@ -97,22 +96,6 @@ class Vocabulary:
         tiers = tuple((schema.FIRST_INDEX + 1 + starts).tolist())
         return cls(name, dtype, values[order], tiers, None if last_seen is None else days[order])
 
-    def see(self, values, last_seen):
-        """Takes down when values were seen again.
-
-        Args:
-            values: array of shape (n,). Distinct raw values.
-            last_seen: int array of shape (n,). On which day last, in days since 1970. If it is not
-                known when the vocabulary's own values were seen, they count as seen on the last of
-                these days.
-        """
-        days = pd.Series(np.asarray(last_seen, np.int32), index=_as_array(values, self.dtype))
-        before = self.last_seen
-        if before is None:
-            before = np.full(len(self.values), days.max() if len(days) else 0)
-        again = days.reindex(self.values, fill_value=0).to_numpy()
-        self.last_seen = np.maximum(before, again).astype(np.int32)
-
     def grown(self, values, counts, last_seen, *, min_count=1, forget_before=None):
         """With what training has seen since; values that are there keep their rows.
 
@@ -122,7 +105,9 @@ class Vocabulary:
         Args:
             values: array of shape (n,). Distinct raw values that training has seen since.
             counts: int array of shape (n,). How often.
-            last_seen: int array of shape (n,). On which day last, in days since 1970.
+            last_seen: int array of shape (n,). On which day last, in days since 1970. If it is not
+                known when the vocabulary's own values were seen, they count as seen on the last of
+                these days.
             min_count: int. How often a new value must have been seen. Defaults to `1`.
             forget_before: int or `None`. First day to remember: the row of a value that was last
                 seen before may be taken by a new one. The longest forgotten go first. If `None`,
@@ -140,8 +125,10 @@ class Vocabulary:
                 "versions have not written: train a model on data of this version first"
             )
         days = pd.Series(np.asarray(last_seen, np.int32), index=_as_array(values, self.dtype))
-        self.see(values, last_seen)
-        seen = self.last_seen
+        before = self.last_seen
+        if before is None:
+            before = days.max() if len(days) else 0
+        seen = np.maximum(before, days.reindex(self.values, fill_value=0).to_numpy())
         fresh = self.from_counts(self.name, self.dtype, values, counts, min_count=min_count).values
         new = fresh[self._index.get_indexer(fresh) < 0]
         oldest = np.argsort(seen, kind="stable")

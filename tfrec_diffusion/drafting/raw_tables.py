@@ -184,9 +184,8 @@ def can_be_read(there, kind):
     """
     if there in ("", "VARCHAR"):
         return True
-    check = sql_lists.check_type if sql_lists.value_type(kind) else sql_values.check_type
     try:
-        check("", "", there, kind)
+        sql_lists.check_type("", "", there, kind)
     except ValueError:
         return False
     return True

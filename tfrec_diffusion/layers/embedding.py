@@ -7,8 +7,10 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from tfrec_diffusion.names import TABLE_DTYPES
+
 _SPREAD_FROM_BYTES = 2**20
-COMPRESSED = ("bfloat16", "int8")  # dtypes that a table may have for inference
+_COMPRESSED = TABLE_DTYPES[1:]
 _PART_BYTES = 2**30  # TensorFlow cannot send a tensor of 2 GiB between machines
 
 
@@ -102,8 +104,8 @@ class TableEmbedding(keras.layers.Layer):
         Raises:
             ValueError: If there is no such dtype, or the table is spread or compressed already.
         """
-        if dtype not in COMPRESSED:
-            raise ValueError(f"`dtype` must be one of {list(COMPRESSED)}. Received: {dtype!r}")
+        if dtype not in _COMPRESSED:
+            raise ValueError(f"`dtype` must be one of {list(_COMPRESSED)}. Received: {dtype!r}")
         if len(self.parts) > 1 or self.parts[0].dtype != "float32":
             raise ValueError(f"{self.name} must be one table of float32 to be compressed")
         table = self.parts[0].numpy()

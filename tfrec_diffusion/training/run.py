@@ -184,38 +184,35 @@ class Run:
                     self.model, self.data, self.batch_size, self.seed, epoch, first_batch, callbacks
                 )
 
-    def _validate(self, epoch):
-        if "validation" not in self.data.splits:
-            self._keep(epoch, {}, is_best=True)
-            return
-        result = evaluate(
-            self.model,
-            self.data,
-            "validation",
-            self.batch_size,
-            self.machines,
-            self._check_finite,
-            self.directory.correction,
+    def _evaluate(self, split, keep):
+        correction = self.directory.correction
+        return evaluate(
+            self.model, self.data, split, self.batch_size, self.machines, keep, correction
         )
+
+    def _validate(self, epoch):
+        validated = "validation" in self.data.splits
+        result = self._evaluate("validation", self._check_finite) if validated else {}
         if not self.machines.is_chief:
             return
+        history = [*self.directory.validation[:epoch], result]
+        chosen = epoch  # without a validation split, the last one
+        if validated:
+            self._tell(result)
+            chosen = best(history, self.best_by)
+        if chosen == epoch:
+            self.directory.save_model(self.model)
+        self.directory.write_validation(history)
+
+    def _tell(self, result):
         print(describe("validation", result))
         self._scalars.write({f"validation/{k}": result[k] for k in ("auc", "gauc")}, self.step)
-        history = [*self.directory.validation[:epoch], result]
         if math.isnan(result["auc"]) and self.best_by != "log_loss" and not self._told_of_one_class:
             print(
                 "validation has labels of one class only, for which no AUC is defined: the best "
                 "epoch is chosen by log loss"
             )
             self._told_of_one_class = True
-        self._keep(epoch, result, is_best=best(history, self.best_by) == epoch)
-
-    def _keep(self, epoch, result, is_best):
-        """Keeps what an epoch has come to; without a validation split the last one is the best."""
-        if self.machines.is_chief:
-            if is_best:
-                self.directory.save_model(self.model)
-            self.directory.write_validation([*self.directory.validation[:epoch], result])
 
     def _check_finite(self, split, probabilities, *_):
         nan = np.count_nonzero(np.isnan(probabilities))
@@ -236,13 +233,8 @@ class Run:
         self.machines.gather(np.zeros(1))
         self.model.load_weights(self.directory.model_file)
         keep = self.directory.write_predictions if self.machines.is_chief else None
-        correction = self.directory.correction
         splits = {
-            split: evaluate(
-                self.model, self.data, split, self.batch_size, self.machines, keep, correction
-            )
-            for split in self.data.splits
-            if split != "train"
+            split: self._evaluate(split, keep) for split in self.data.splits if split != "train"
         }
         if not self.machines.is_chief:
             return

@@ -1,5 +1,6 @@
 """What a training run leaves in its directory, and what may go on from there."""
 
+import functools
 import json
 import os
 import pathlib
@@ -34,6 +35,10 @@ _MODEL_FILE = "model.keras"
 _VALIDATION_FILE = "validation.json"
 
 
+# A comparison of many tables asks for the same runs thousands of times.
+_parsed = functools.cache(json.loads)
+
+
 class Predictions(NamedTuple):
     """What a model predicted of a split, and what was true.
 
@@ -58,8 +63,8 @@ class RunDirectory:
     the model can be exported when the data set is gone; `checkpoints/` to resume from;
     `validation.json`, the metrics of each epoch; `model.keras` of the epoch that is best by the
     metric of validation that the run goes by (`metrics.best`), or of the last one without a
-    validation split; `tensorboard/`; and, when the run
-    has ended, `predictions.<split>.npz` of every split but `train`, and `metrics.json`.
+    validation split; `tensorboard/`; and, when the run has ended, `predictions.<split>.npz` of
+    every split but `train`, and `metrics.json`.
 
     Args:
         path: str or `pathlib.Path`.
@@ -132,10 +137,9 @@ class RunDirectory:
             )
         before = self.flags
         changed = [
-            f"{'--' if name in flags else ''}{name}={value} "
-            f"(was {before.get(name, _BEFORE.get(name))})"
+            f"{'--' if name in flags else ''}{name}={value} (was {before[name]})"
             for name, value in {**flags, **layout}.items()
-            if name != "epochs" and before.get(name, _BEFORE.get(name, value)) != value
+            if name != "epochs" and before.get(name, value) != value
         ]
         if changed:
             raise ValueError(
@@ -147,12 +151,12 @@ class RunDirectory:
     @property
     def flags(self):
         """dict of what the run was started with."""
-        return json.loads((self.path / _FLAGS_FILE).read_text())
+        return {**_BEFORE, **json.loads((self.path / _FLAGS_FILE).read_text())}
 
     @property
     def correction(self):
         """`Calibration` that undoes the weight of positives in the loss, or `None`."""
-        return undo_positive_weight(self.flags.get("positive_weight", 1.0))
+        return undo_positive_weight(self.flags["positive_weight"])
 
     @property
     def schema(self):
@@ -228,6 +232,20 @@ class RunDirectory:
     def metrics(self):
         """dict of `metrics.json`, or `None` before the run has ended."""
         return json.loads(self.metrics_file.read_text()) if self.metrics_file.exists() else None
+
+    def metrics_of(self, flags):
+        """The metrics of a run that was trained to the end with just these flags.
+
+        Args:
+            flags: list of str. Flags of `tfrec_diffusion.train`, in their order.
+
+        Returns:
+            dict as `metrics`, which is shared and must not be changed; or `None`.
+        """
+        if not self.metrics_file.exists():
+            return None
+        metrics = _parsed(self.metrics_file.read_text())
+        return metrics if metrics["command"][1:] == flags else None
 
     def write_metrics(self, metrics):
         """Writes `metrics.json`, which says that the run has ended.
@@ -327,8 +345,9 @@ class RunDirectory:
         model = self.load_model()
         trained = self.flags
         directory = find_prepared(data_dir or trained["data_dir"], trained["dataset"])
-        label = trained.get("label", "")  # there was no choice before
-        data = RequestData(directory, model.schema.history_length, label, read_as=self.schema)
+        data = RequestData(
+            directory, model.schema.history_length, trained["label"], read_as=self.schema
+        )
         return model, data
 
 

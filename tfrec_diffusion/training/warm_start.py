@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from tfrec_diffusion.row_maps import row_maps
+from tfrec_diffusion.row_maps import count_unknown, row_maps
 from tfrec_diffusion.schema import OUT_OF_VOCABULARY
 from tfrec_diffusion.training.run_directory import RunDirectory
 
@@ -29,11 +29,9 @@ class WarmStart:
     def __init__(self, directory, schema):
         self._run = RunDirectory(directory)
         self._trained = self._run.load_model()
-        _check_same_numbers(self._run.schema, schema, self._run.path)
         self._maps = row_maps(schema, self._run.schema)
-        self.new_rows = {
-            name: int(np.sum(rows == OUT_OF_VOCABULARY)) - 1 for name, rows in self._maps.items()
-        }
+        _check_same_numbers(self._run.schema, schema, self._run.path)
+        self.new_rows = count_unknown(self._maps)
 
     def apply(self, model):
         """Gives a model the weights.
@@ -106,7 +104,7 @@ class WarmStart:
 
 def _check_same_numbers(trained, schema, path):
     for table in schema.tables:
-        old = next((old for old in trained.tables if old.name == table.name), table)
+        old = trained.table(table.name)
         if (old.mean, old.deviation) != (table.mean, table.deviation):
             raise ValueError(
                 f"table {table.name!r} must have the mean and deviation that {path} was trained "

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import datetime
 import math
 import shlex
 import signal
@@ -104,8 +103,7 @@ class Scheduler:
                 if self.ended > ended:
                     self._report()
                     done = self.ended
-                    left = (time.monotonic() - begun) * (total - done) / (done - before)
-                    left = datetime.timedelta(seconds=round(left))
+                    left = processes.time_left(begun, before, done, total)
                     print(f"{done} of {total} trials; {left} to go, as fast as so far", flush=True)
         if self._failures and not self._running:
             self._give_up()

@@ -58,8 +58,7 @@ class Training:
 
     @property
     def _metrics(self):
-        metrics = RunDirectory(self.directory).metrics
-        return metrics if metrics and metrics["command"][1:] == self._flags else None
+        return RunDirectory(self.directory).metrics_of(self._flags)
 
     @property
     def is_locked(self):
